@@ -1,0 +1,1 @@
+"""Application execution management: jobs, sessions, the agent, ghosts."""

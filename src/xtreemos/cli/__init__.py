@@ -1,0 +1,1 @@
+"""The xos command, one file per command."""

@@ -1,0 +1,1 @@
+"""Transport: NATS servers and connections, RPC, JWTs."""

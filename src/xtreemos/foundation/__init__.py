@@ -1,0 +1,1 @@
+"""One Linux node: sandbox, jobs' parent, accounts, facts, keyring, paths. Knows no network and no VO protocol."""

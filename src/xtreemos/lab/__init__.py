@@ -1,0 +1,1 @@
+"""The grid in a box."""

@@ -1,0 +1,1 @@
+"""Fakes, simulators and conformance kits; ships with the product."""

@@ -1,0 +1,1 @@
+"""Virtual organisations: life cycle, credentials, policy, audit."""
