@@ -1,0 +1,345 @@
+/* PID 1 of a job's container: the parent that a shell would be to a local program.
+ *
+ *   init [--tty] [--umask OCTAL] [--nice N] [--rlimit RESOURCE=SOFT:HARD]... [--ignore SIG]... [--fifo PATH]
+ *        [--cwd DIR] [--home DIR] [--stdio-from FD] [--winsize ROWSxCOLS] -- PROG [ARG]...
+ *
+ * The job must not be PID 1 itself (the kernel drops default-action signals there) and must not be in an orphaned process
+ * group (the kernel drops its stops); so init stays the session leader and the job is its child in a group of its own.
+ * Init forwards no signal: jobd signals the tree from outside. It tells jobd of the job's life in short lines written to a
+ * FIFO, which is opened for each line, so that no descriptor reaches out of the container while CRIU dumps it:
+ *
+ *   noexec ERRNO | stopped SIGNAL | continued | exit CODE USER_US SYSTEM_US RSS_KIB | signal SIGNAL CORE USER_US SYSTEM_US RSS_KIB
+ *
+ * With pipes init drops its own copies of 0, 1 and 2: else neither end of file nor SIGPIPE would pass. When the job's main
+ * process ended, what is left of its tree is treated like a closed session: HUP, a short grace, KILL.
+ *
+ *   init --launch [--subreaper] [--group DIR]... -- PROG [ARG]...
+ *
+ * is a second, outer use: join cgroup v1 groups, take a fresh session keyring, close every descriptor above 2 (--keep N: above
+ * N), then exec. It runs before crun, where all of that costs microseconds.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define KEYCTL_JOIN_SESSION_KEYRING 1
+#define MAX_RLIMITS 16
+#define GRACE_MS 200
+#define FIFO_WAIT_MS 5000
+
+struct limit { int resource; rlim_t soft, hard; };
+
+struct options {
+    int tty, nice, mask, stdio_from, keep;
+    const char *fifo, *cwd, *home;
+    struct limit limits[MAX_RLIMITS];
+    int limit_count;
+    sigset_t ignored;
+    struct winsize size;
+    char **argv;
+};
+
+static void die(const char *what)
+{
+    dprintf(2, "xos-init: %s: %s\n", what, strerror(errno));
+    _exit(125);
+}
+
+static void usage(const char *what)
+{
+    dprintf(2, "xos-init: bad argument %s\n", what);
+    _exit(125);
+}
+
+static long number(const char *text, int base)
+{
+    char *end;
+    errno = 0;
+    long value = strtol(text, &end, base);
+    if (errno || end == text || *end) usage(text);
+    return value;
+}
+
+static rlim_t limit_value(const char *text, char **end)
+{
+    if (!strncmp(text, "-1", 2)) { *end = (char *)text + 2; return RLIM_INFINITY; }
+    return strtoull(text, end, 10);
+}
+
+static void add_limit(struct options *o, const char *text)
+{
+    char *end;
+    struct limit *l = &o->limits[o->limit_count];
+    if (o->limit_count == MAX_RLIMITS) usage(text);
+    l->resource = (int)strtol(text, &end, 10);
+    if (*end != '=') usage(text);
+    l->soft = limit_value(end + 1, &end);
+    if (*end != ':') usage(text);
+    l->hard = limit_value(end + 1, &end);
+    if (*end) usage(text);
+    o->limit_count++;
+}
+
+static void set_size(struct options *o, const char *text)
+{
+    if (sscanf(text, "%hux%hu", &o->size.ws_row, &o->size.ws_col) != 2) usage(text);
+}
+
+static void parse(struct options *o, int argc, char **argv)
+{
+    memset(o, 0, sizeof *o);
+    sigemptyset(&o->ignored);
+    o->mask = -1;
+    o->stdio_from = -1;
+    int i = 1;
+    for (; i < argc && strcmp(argv[i], "--"); i++) {
+        const char *name = argv[i];
+        if (!strcmp(name, "--tty")) { o->tty = 1; continue; }
+        if (i + 1 >= argc) usage(name);
+        const char *value = argv[++i];
+        if (!strcmp(name, "--umask")) o->mask = (int)number(value, 8) & 0777;
+        else if (!strcmp(name, "--nice")) o->nice = (int)number(value, 10);
+        else if (!strcmp(name, "--rlimit")) add_limit(o, value);
+        else if (!strcmp(name, "--ignore")) sigaddset(&o->ignored, (int)number(value, 10));
+        else if (!strcmp(name, "--fifo")) o->fifo = value;
+        else if (!strcmp(name, "--cwd")) o->cwd = value;
+        else if (!strcmp(name, "--home")) o->home = value;
+        else if (!strcmp(name, "--stdio-from")) o->stdio_from = (int)number(value, 10);
+        else if (!strcmp(name, "--winsize")) set_size(o, value);
+        else usage(name);
+    }
+    if (i + 1 >= argc) usage("(no program)");
+    o->argv = argv + i + 1;
+}
+
+/* A line is shorter than PIPE_BUF, so it arrives whole. No reader means that jobd is gone and nobody wants to know. */
+static void tell(const struct options *o, const char *format, ...)
+{
+    char line[160];
+    va_list args;
+    if (!o->fifo) return;
+    va_start(args, format);
+    int size = vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    int fd = open(o->fifo, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0) return;
+    for (int tries = 0; tries < 2; tries++) {
+        if (write(fd, line, (size_t)size) == size || errno != EAGAIN) break;
+        struct pollfd p = {fd, POLLOUT, 0};
+        poll(&p, 1, FIFO_WAIT_MS);
+    }
+    close(fd);
+}
+
+static void apply_limits(const struct options *o)
+{
+    for (int i = 0; i < o->limit_count; i++) {
+        struct rlimit now, want = {o->limits[i].soft, o->limits[i].hard};
+        if (getrlimit(o->limits[i].resource, &now)) continue;
+        if (want.rlim_max > now.rlim_max) want.rlim_max = now.rlim_max; /* a job may only lower, as without privilege */
+        if (want.rlim_cur > want.rlim_max) want.rlim_cur = want.rlim_max;
+        if (setrlimit(o->limits[i].resource, &want)) dprintf(2, "xos: a resource limit was not set: %s\n", strerror(errno));
+    }
+}
+
+static void enter_folder(const struct options *o)
+{
+    if (!o->cwd || !chdir(o->cwd)) return;
+    int why = errno;
+    const char *to = o->home && !chdir(o->home) ? o->home : (chdir("/") ? "nowhere" : "/");
+    dprintf(2, "xos: warning: cannot enter %s here (%s); working in %s\n", o->cwd, strerror(why), to);
+}
+
+static void reset_signals(const struct options *o)
+{
+    for (int sig = 1; sig < NSIG; sig++)
+        signal(sig, sigismember(&o->ignored, sig) == 1 ? SIG_IGN : SIG_DFL);
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+static void own_terminal(void)
+{
+    sigset_t out, before;
+    sigemptyset(&out);
+    sigaddset(&out, SIGTTOU);
+    sigprocmask(SIG_BLOCK, &out, &before);
+    if (tcsetpgrp(0, getpid())) die("tcsetpgrp");
+    sigprocmask(SIG_SETMASK, &before, NULL);
+}
+
+static void say_noexec(const char *program, int why)
+{
+    if (why == ENOENT && !strchr(program, '/')) dprintf(2, "xos: %s: command not found\n", program);
+    else dprintf(2, "xos: %s: %s\n", program, strerror(why));
+}
+
+static void run_job(const struct options *o, int report)
+{
+    setpgid(0, 0);
+    if (o->tty) own_terminal();
+    if (o->stdio_from >= 0) {
+        for (int fd = 0; fd < 3; fd++)
+            if (dup2(o->stdio_from + fd, fd) < 0) die("stdio");
+        close_range((unsigned)o->stdio_from, (unsigned)o->stdio_from + 2, 0);
+    }
+    prctl(PR_SET_DUMPABLE, 1);
+    syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL);
+    if (o->mask >= 0) umask((mode_t)o->mask);
+    if (o->nice && setpriority(PRIO_PROCESS, 0, o->nice)) dprintf(2, "xos: niceness was not set: %s\n", strerror(errno));
+    enter_folder(o);
+    reset_signals(o);
+    apply_limits(o);
+    execvp(o->argv[0], o->argv);
+    int why = errno;
+    say_noexec(o->argv[0], why);
+    if (write(report, &why, sizeof why) != sizeof why) _exit(126);
+    _exit(why == ENOENT ? 127 : 126);
+}
+
+/* Replace our copies of the job's streams; a terminal stays open, so that its master end lives as long as we do. */
+static void let_go_of_streams(const struct options *o)
+{
+    if (o->stdio_from >= 0) close_range((unsigned)o->stdio_from, (unsigned)o->stdio_from + 2, 0);
+    if (o->tty) return;
+    int null = open("/dev/null", O_RDWR);
+    if (null < 0) die("/dev/null");
+    for (int fd = 0; fd < 3; fd++) dup2(null, fd);
+    if (null > 2) close(null);
+}
+
+static long micros(struct timeval t) { return t.tv_sec * 1000000L + t.tv_usec; }
+
+static void tell_end(const struct options *o, int status, const struct rusage *u)
+{
+    long user = micros(u->ru_utime), sys = micros(u->ru_stime);
+    if (WIFEXITED(status)) tell(o, "exit %d %ld %ld %ld\n", WEXITSTATUS(status), user, sys, u->ru_maxrss);
+    else tell(o, "signal %d %d %ld %ld %ld\n", WTERMSIG(status), !!WCOREDUMP(status), user, sys, u->ru_maxrss);
+}
+
+/* Wait until the main process ended; reap everything else that comes by. */
+static int watch_job(const struct options *o, pid_t job)
+{
+    for (;;) {
+        int status;
+        struct rusage usage;
+        pid_t pid = wait4(-1, &status, WUNTRACED | WCONTINUED, &usage);
+        if (pid < 0 && errno == EINTR) continue;
+        if (pid < 0) die("wait4");
+        if (pid != job) continue;
+        if (WIFSTOPPED(status)) tell(o, "stopped %d\n", WSTOPSIG(status));
+        else if (WIFCONTINUED(status)) tell(o, "continued\n");
+        else { tell_end(o, status, &usage); return status; }
+    }
+}
+
+static int64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000LL + t.tv_nsec / 1000000;
+}
+
+/* Close the session: HUP, a grace, KILL. kill(-1) is atomic in this PID namespace and spares ourselves. */
+static void end_the_rest(const sigset_t *child)
+{
+    while (waitpid(-1, NULL, WNOHANG) > 0) continue;
+    if (kill(-1, SIGHUP) && errno == ESRCH) return;
+    kill(-1, SIGCONT);
+    int64_t end = now_ms() + GRACE_MS;
+    for (int64_t left = GRACE_MS; left > 0; left = end - now_ms()) {
+        struct timespec wait = {left / 1000, (left % 1000) * 1000000L};
+        sigtimedwait(child, NULL, &wait);
+        while (waitpid(-1, NULL, WNOHANG) > 0) continue;
+        if (kill(-1, 0) && errno == ESRCH) return;
+    }
+    kill(-1, SIGKILL);
+    while (waitpid(-1, NULL, 0) > 0 || errno == EINTR) continue;
+}
+
+static int keep_job(struct options *o)
+{
+    int report[2];
+    sigset_t child;
+    prctl(PR_SET_DUMPABLE, 0); /* the job has our uid: it must not trace us */
+    sigemptyset(&child);
+    sigaddset(&child, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &child, NULL);
+    if (o->tty && o->size.ws_row && ioctl(0, TIOCSWINSZ, &o->size)) die("TIOCSWINSZ");
+    if (pipe2(report, O_CLOEXEC)) die("pipe");
+    pid_t job = fork();
+    if (job < 0) die("fork");
+    if (!job) run_job(o, report[1]);
+    setpgid(job, job); /* both sides do it, so neither can be first with an unfinished group */
+    close(report[1]);
+    int why;
+    ssize_t got;
+    while ((got = read(report[0], &why, sizeof why)) < 0 && errno == EINTR) continue;
+    if (got == sizeof why) tell(o, "noexec %d\n", why);
+    close(report[0]);
+    let_go_of_streams(o);
+    int status = watch_job(o, job);
+    end_the_rest(&child);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+static void join_group(const char *folder)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/tasks", folder);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0) die(path);
+    if (write(fd, "0", 1) != 1) die(path); /* "tasks" and 0: the kernel then skips its global lock (milliseconds) */
+    close(fd);
+}
+
+static int launch(int argc, char **argv)
+{
+    unsigned keep = 2;
+    int i = 2;
+    for (; i < argc && strcmp(argv[i], "--"); i++) {
+        if (!strcmp(argv[i], "--subreaper")) {
+            if (prctl(PR_SET_CHILD_SUBREAPER, 1)) die("subreaper");
+            continue;
+        }
+        if (i + 1 >= argc) usage(argv[i]);
+        if (!strcmp(argv[i], "--group")) join_group(argv[++i]);
+        else if (!strcmp(argv[i], "--keep")) keep = (unsigned)number(argv[++i], 10);
+        else usage(argv[i]);
+    }
+    if (i + 1 >= argc) usage("(no program)");
+    if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL) < 0 && errno != ENOSYS) die("keyring");
+    if (close_range(keep + 1, ~0U, 0)) die("close_range");
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    signal(SIGPIPE, SIG_DFL); /* Python ignores it, and so would crun and the job */
+    execv(argv[i + 1], argv + i + 1);
+    die(argv[i + 1]);
+    return 125;
+}
+
+int main(int argc, char **argv)
+{
+    struct options options;
+    if (argc > 1 && !strcmp(argv[1], "--launch")) return launch(argc, argv);
+    parse(&options, argc, argv);
+    return keep_job(&options);
+}
