@@ -219,14 +219,7 @@ def page(
     lines += ["", "## Configurations", ""]
     for contender in contenders:
         for name, text in contender.configuration().items():
-            lines += [
-                f'??? note "{contender.name}: {name}"',
-                "",
-                "    ```",
-                *(f"    {line}" for line in text.splitlines()),
-                "    ```",
-                "",
-            ]
+            lines += [f"### {contender.name}: {name}", "", "```", *text.splitlines(), "```", ""]
     return "\n".join(lines)
 
 
