@@ -73,6 +73,7 @@ PY
 	# Relative, so that the checkout may be bind-mounted at another path.
 	local site
 	for site in .venv/lib/python3.*/site-packages; do echo ../../../../src >"$site/xtreemos.pth"; done
+	.venv/bin/python -m compileall -q src >&2 || say "not every source file compiles" # grid users cannot write the byte code later
 }
 
 # --- native programs -------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 # All checks, cheapest first. Lint and types do not stop the tests: one run tells everything. pytest comes last, so that its own
 # summary is the closing line. Arguments go to pytest: tools/test.sh tests/t0_pure -k lease.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
-export PYTHONDONTWRITEBYTECODE=1
+export NO_MKDOCS_2_WARNING=1
 failed=()
 
 check() { # check NAME COMMAND...: quiet unless it fails

@@ -18,13 +18,11 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def table(checks: Sequence[Check]) -> Table:
-    """Lay the rows out for a terminal. Text of the machine is never read as markup."""
-    grid = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("check", "state", "found", "costs", "mend"):
-        grid.add_column(heading, overflow="fold", no_wrap=heading in {"check", "state"})
+    """Lay the rows out for a terminal; what to type stands on a line of its own. Text of the machine is never read as markup."""
+    grid = Table.grid(padding=(0, 2))
     for check in checks:
-        cells = (check.name, Text(check.state, _COLOURS[check.state]), check.detail, check.cost, check.mend)
-        grid.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
+        said = [check.detail, *([f"costs: {check.cost}"] if check.cost else []), *([f"mend:  {check.mend}"] if check.mend else [])]
+        grid.add_row(Text(check.state, _COLOURS[check.state]), Text(check.name), Text("\n".join(said)))
     return grid
 
 
