@@ -133,6 +133,11 @@ def processes(lab_name: str, member: str) -> int:
     return sum(1 for group in _below(lab_group(trees()[0], lab_name) / member) for _ in _pids(group))
 
 
+def held_pids(lab_name: str) -> list[int]:
+    """Process ids, as the host sees them, of everything in a lab."""
+    return [int(pid) for group in _below(lab_group(trees()[0], lab_name)) for pid in _pids(group)]
+
+
 def kill_and_remove(lab_name: str, member: str = "") -> None:
     """SIGKILL everything in the groups of one member, or of the whole lab; wait until it is gone; remove the groups."""
     for tree in trees():

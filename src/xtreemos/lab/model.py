@@ -148,15 +148,15 @@ def plan(name: str, nodes: int, sites: int, core: int | None = None) -> Lab:
     return Lab(name, sites, members)
 
 
-def next_node(lab: Lab, site: int | None = None) -> Node:
-    """Lay out the node that `add` makes: the next number, in the given site or in the next one in turn; never a core node."""
+def next_node(lab: Lab, site: str | None = None) -> Node:
+    """Lay out the node that `add` makes: the next number, in the given site (`s2`) or the next in turn; never a core node."""
     index = 1 + max(node.index for node in lab.nodes)
     if index > NODES_MAX:
         raise UsageError(f"a lab has at most {NODES_MAX} nodes")
-    chosen = site if site is not None else 1 + (index - 1) % lab.sites
-    if not 1 <= chosen <= lab.sites:
-        raise UsageError(f"lab {lab.name} has sites s1 to s{lab.sites}, not s{chosen}")
-    return Node(index, chosen, core=False)
+    sites = {f"s{number}": number for number in range(1, lab.sites + 1)}
+    if site is not None and site not in sites:
+        raise UsageError(f"lab {lab.name} has no site {site!r}", f"its sites are {', '.join(sites)}")
+    return Node(index, sites[site] if site else 1 + (index - 1) % lab.sites, core=False)
 
 
 def hosts_file(lab: Lab, me: Node) -> str:
