@@ -23,6 +23,7 @@ soak: setup  ## long runs with faults
 	@$(PYTHON) bench/soak.py
 
 docs: setup  ## build the site into site/, warnings are errors
+	@$(PYTHON) tools/reference.py
 	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 
 fmt: setup  ## format and sort imports

@@ -38,7 +38,10 @@ IMPURE_MODULES = {
 IMPURE_CALLS = {"open", "input", "print", "datetime.now", "datetime.utcnow", "date.today", "datetime.datetime.now"}
 
 # Each with the reason why no event can be waited for.
-SLEEP_ALLOWED: dict[str, str] = {}
+SLEEP_ALLOWED = {
+    "lab/groups.py": "the kernel tells nobody when an emptied group may be removed",
+    "lab/product.py": "a grid's readiness is asked through its command, as a person would ask",
+}
 
 REGISTRY_HOSTS = [
     ".".join(parts)  # not written out, or this file would be the first to break the rule
@@ -156,12 +159,11 @@ def documented(page: str) -> str:
 
 def commands() -> list[str]:
     """Every command as a person types it: `xos vo create`."""
-    import click
     import typer.main
 
     from xtreemos.cli.__main__ import app
 
-    def walk(command: click.Command, words: str) -> Iterator[str]:
+    def walk(command, words: str) -> Iterator[str]:
         inner = getattr(command, "commands", None)
         if not inner:
             yield words
@@ -266,7 +268,8 @@ def test_dependencies_are_pinned():
 
 def test_lint_and_types_are_clean():
     """tools/test.sh ran them before pytest and tells us here, so that the closing line of the run is true."""
-    assert not os.environ.get("XOS_FAILED_CHECKS"), "see the top of the output"
+    failed = os.environ.get("XOS_FAILED_CHECKS")  # a local: pytest would print the whole environment
+    assert not failed, "see the top of the output"
 
 
 def test_the_package_comes_from_this_checkout():

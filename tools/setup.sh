@@ -79,7 +79,7 @@ PY
 # --- native programs -------------------------------------------------------------------------------------------------------
 compile() { # compile SOURCE TARGET: static, since it starts faster and runs in any container and mount namespace
 	[ "$2" -nt "$1" ] && return
-	gcc -O2 -Wall -Wextra -Werror -static "$1" -o "$2.new" || die "cannot compile $1"
+	gcc -O2 -s -Wall -Wextra -Werror -static "$1" -o "$2.new" || gcc -O2 -s -Wall -Wextra -Werror "$1" -o "$2.new" || die "cannot compile $1"
 	mv -f "$2.new" "$2" # by rename: the old program may be running
 }
 build_native() {
