@@ -78,7 +78,7 @@ class PublicUser(Record, frozen=True, kw_only=True):
 
 
 class Session(Record, frozen=True, kw_only=True):
-    """One log-in, key `session.SID` in bucket `vo`, gone when `ends_at` is past.
+    """One log-in, key `session.USER.SID` in bucket `vo`, gone when `ends_at` is past.
 
     `generation` counts issues: a renewal names the one it replaces, so a renewal challenge works once.
     """

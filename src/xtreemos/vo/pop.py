@@ -31,10 +31,14 @@ _TEXT_MAX: Final = 1024
 
 
 class Challenge(msgspec.Struct, frozen=True, array_like=True):
-    """What a challenge says: good for one `purpose` on session `sid` at `generation`, until `expires_at`."""
+    """What a challenge says: good for one `purpose` of `subject` on session `sid` at `generation`, until `expires_at`.
+
+    `subject` is the user or node that asked; for `join` the name that the machine wants.
+    """
 
     purpose: Purpose
     vo: str
+    subject: str
     sid: str
     generation: int
     expires_at: int
@@ -46,11 +50,11 @@ class Challenge(msgspec.Struct, frozen=True, array_like=True):
         return base64.urlsafe_b64encode(_mac(key, body) + body).decode().rstrip("=")
 
 
-def open_challenge(text: str, key: bytes, *, purpose: Purpose, vo: str, now: int) -> Challenge:
+def open_challenge(text: str, key: bytes, *, purpose: Purpose, vo: str, subject: str, now: int) -> Challenge:
     """Check a challenge that came back.
 
     Raises:
-        Replayed: not ours, expired, or for another purpose or VO. Definite: nothing was done.
+        Replayed: not ours, expired, or for another purpose, subject or VO. Definite: nothing was done.
     """
     try:
         if len(text) > _TEXT_MAX:
@@ -62,7 +66,7 @@ def open_challenge(text: str, key: bytes, *, purpose: Purpose, vo: str, now: int
         challenge = msgspec.msgpack.decode(body, type=Challenge)
     except (ValueError, TypeError, binascii.Error, msgspec.MsgspecError) as error:
         raise Replayed("challenge is not ours") from error
-    if challenge.vo != vo or challenge.purpose != purpose:
+    if (challenge.vo, challenge.purpose, challenge.subject) != (vo, purpose, subject):
         raise Replayed("challenge is for something else")
     if not now < challenge.expires_at <= now + 2 * CHALLENGE_S:
         raise Replayed("challenge has expired", hint="try again")

@@ -7,12 +7,12 @@ was suspended and comes back gets new credentials, the old ones stay void.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 
-from xtreemos.fabric.kv import Bucket, Entry, Synced
+from xtreemos.fabric.caller import Caller
 from xtreemos.vo.model import Revocation
 
 SubjectKind = Literal["user", "node"]
@@ -29,30 +29,42 @@ def subject_key(kind: SubjectKind, name: str) -> str:
     return f"revoked.{kind}.{name}"
 
 
+def widen(known: Revocation, new: Revocation) -> Revocation:
+    """Join two revocations of one key: whatever either withdraws is withdrawn, for as long as either needs it."""
+    return Revocation(
+        at=max(known.at, new.at),
+        until=max(known.until, new.until),
+        who=new.who,
+        serials=tuple(sorted({*known.serials, *new.serials})),
+        nats_keys=tuple(sorted({*known.nats_keys, *new.nats_keys})),
+    )
+
+
 class RevocationSet:
     """All revocations of one VO that matter now. `synced` is True once the registry's whole state has been seen."""
 
     def __init__(self) -> None:
         self._by_key: dict[str, Revocation] = {}
+        self._serials: set[int] = set()
         self.synced = False
 
     def apply(self, key: str, revocation: Revocation) -> bool:
         """Take one event; returns True if it withdraws something that was not withdrawn before."""
+        self._serials.update(revocation.serials)
         known = self._by_key.get(key)
         if known is None:
             self._by_key[key] = revocation
             return True
-        merged = Revocation(
-            at=max(known.at, revocation.at),
-            until=max(known.until, revocation.until),
-            who=revocation.who,
-            serials=tuple(sorted({*known.serials, *revocation.serials})),
-            nats_keys=tuple(sorted({*known.nats_keys, *revocation.nats_keys})),
-        )
+        merged = widen(known, revocation)
         if msgspec.structs.replace(merged, who=known.who) == known:
             return False
         self._by_key[key] = merged
         return True
+
+    def covers(self, caller: Caller, issued_at: int) -> bool:
+        """Tell whether the credential by which `caller` was admitted has been withdrawn."""
+        kind: SubjectKind = "node" if caller.kind == "node" else "user"
+        return caller.serial in self._serials or self.is_revoked(caller.sid, caller.name, issued_at, kind)
 
     def is_revoked(self, sid: str, name: str, issued_at: int, kind: SubjectKind = "user") -> bool:
         """Tell whether a credential of session `sid`, issued to `name` at `issued_at`, has been withdrawn."""
@@ -64,6 +76,7 @@ class RevocationSet:
     def prune(self, now: int) -> None:
         """Forget what no longer can be valid by its own expiry."""
         self._by_key = {key: item for key, item in self._by_key.items() if now < item.until}
+        self._serials = {serial for item in self._by_key.values() for serial in item.serials}
 
     def records(self) -> Iterable[Revocation]:
         """All of them, in no order."""
@@ -86,19 +99,3 @@ def nats_revocations(records: Iterable[Revocation], now: int) -> dict[str, int]:
 def revoked_serials(records: Iterable[Revocation], now: int) -> list[int]:
     """Serials for an SSH key revocation list (`ssh.krl`)."""
     return sorted({serial for record in records if now < record.until for serial in record.serials})
-
-
-async def follow(
-    pub: Bucket, revoked: RevocationSet, on_revoked: Callable[[str, Revocation], Awaitable[None]] | None = None
-) -> None:
-    """Feed `revoked` from the registry, for ever; `on_revoked(key, record)` for each new one (kill jobs, drop connections).
-
-    Cancel to end; the set keeps what it knows. The watch itself survives restarts of the servers.
-    """
-    async for event in pub.watch(KEYS):
-        if isinstance(event, Synced):
-            revoked.synced = True
-        elif isinstance(event, Entry):
-            record = Revocation.from_bytes(event.value)
-            if revoked.apply(event.key, record) and on_revoked:
-                await on_revoked(event.key, record)

@@ -7,7 +7,7 @@ VO's* document lists, and if its one URI SAN is in this VO's name space, letter 
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import re
 import secrets
@@ -56,11 +56,11 @@ def cda_dns(vo: str) -> str:
     return f"cda.{vo_dns(vo)}"
 
 
-def _time(seconds: int) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+def _time(seconds: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC)
 
 
-def _seconds(when: datetime.datetime) -> int:
+def _seconds(when: dt.datetime) -> int:
     return int(when.timestamp())
 
 
