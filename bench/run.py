@@ -1,8 +1,8 @@
 """`make bench`: XtreemOS and its peers side by side in one run, as ratios.
 
 Every contender is set up for this run only, measured by the same program (`inner.py`) in turns (A B C A B C ...), and removed. Prints tables,
-writes them into docs/benchmarks.md between its markers, and everything measured into build/bench/. `--quick` takes two minutes
-and leaves the page alone unless `--write` is given.
+writes them into docs/benchmarks.md between its markers, and everything measured into build/bench/. `--quick` takes two minutes;
+quick and partial runs leave the page alone unless `--write` is given.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def main() -> int:
     text = page(entries, daemons, contenders, problems, began, loads, quick=options.quick)
     print(text)
     save(entries, daemons, problems, began)
-    if options.write or not options.quick:
+    whole = not (options.quick or options.only or options.group)
+    if options.write or whole:
         PAGE.write_text(report.splice(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
         print(f"\nwritten into {PAGE.relative_to(ROOT)}")
     return 0 if any(entry.label.startswith(report.OURS) and entry.samples for entry in entries) else 1
@@ -86,7 +87,7 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes, about two minutes; the page is not written")
-    parser.add_argument("--write", action="store_true", help="write the page even if --quick")
+    parser.add_argument("--write", action="store_true", help="write the page even if the run is quick or partial")
     parser.add_argument("--only", action="append", choices=list(CONTENDERS), help="only this contender (may be repeated)")
     parser.add_argument(
         "--group", action="append", choices=[group.key for group in report.GROUPS], help="only this table (may be repeated)"

@@ -65,8 +65,8 @@ class Ours:
             Entry("ps", "xos ps", driver, {"op": "run", "argv": ["xos", "ps", "--all"]}, size.slow_rounds),
             Entry("cold", "xos run, after log-in", driver, self._cold(true), size.cold_rounds),
         ]
-        if "--array" in self._help("sub"):
-            array = ["xos", "sub", "--array", f"1-{size.jobs}", "--", "true"]
+        if "--count" in self._help("sub"):
+            array = ["xos", "sub", "--count", str(size.jobs), "--", "true"]
             rows.insert(3, Entry("batch-array", "xos sub, array", driver, batch(array, 1), size.batch_rounds, amount=size.jobs))
         return rows + pipe_entries("xos run", driver, lambda *command: [*run, *command], size)
 
