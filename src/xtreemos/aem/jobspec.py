@@ -66,6 +66,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     detached: bool = False
     retry: int = 0
     ignored_signals: list[int] = []
+    merged: bool = False
     submitted_at: float = 0.0
 
     def __post_init__(self) -> None:

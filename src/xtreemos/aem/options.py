@@ -17,7 +17,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _UNITS_S = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse that raises instead of leaving the process (the agent must live on)."""
 
     def error(self, message: str) -> NoReturn:
@@ -27,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message or self.prog) if status else HelpWanted(self.format_help())
 
 
-class HelpWanted(Exception):  # noqa: N818  # not an error: the help text is the answer
+class HelpWanted(Exception):
     """The user asked for --help; `str()` is the text."""
 
 
@@ -98,9 +98,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENTS", help="its arguments")
 
 
-def _parser(name: str) -> _Parser:
+def _parser(name: str) -> Parser:
     if name == "run":
-        parser = _Parser(prog="xos run", description="Run a program on a node of the VO as if it were local.")
+        parser = Parser(prog="xos run", description="Run a program on a node of the VO as if it were local.")
         parser.add_argument("-n", "--no-stdin", action="store_true", help="give the program no standard input (like ssh -n)")
         parser.add_argument(
             "-t",
@@ -112,7 +112,7 @@ def _parser(name: str) -> _Parser:
         )
         parser.add_argument("-T", "--no-tty", dest="tty", action="store_false", help="no terminal on the far side")
     else:
-        parser = _Parser(prog="xos sub", description="Submit a program that runs detached; prints its job id.")
+        parser = Parser(prog="xos sub", description="Submit a program that runs detached; prints its job id.")
         parser.add_argument(
             "--count", type=int, default=1, metavar="N", help="submit N jobs; each finds its number in XOS_INDEX, from 0"
         )
@@ -126,7 +126,7 @@ def parse(name: str, words: list[str]) -> RunOptions:
     Raises:
         UsageError: they are off; the text says how. HelpWanted: --help was given.
     """
-    if name == "run" or name == "sub":
+    if name in {"run", "sub"}:
         found: Any = _parser(name).parse_args(words)
     else:
         raise UsageError(f"{name!r} is neither run nor sub")

@@ -1,0 +1,223 @@
+"""The agent's middle: a command line comes in, a running job or an answer comes out.
+
+It decides where a program goes (candidates in order, each node has its own last word) and keeps what `xos ps`, `kill`, `wait`
+need to know of the jobs it started. How bytes get to a terminal is `ghosts`, how they get to a node `remote`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+from xtreemos.aem import options
+from xtreemos.aem.agent.nodes import Candidate, NodePool, NoNode
+from xtreemos.aem.agent.ports import Done, Hello, Run
+from xtreemos.aem.agent.remote import NodeDied, Placement, RemoteRun, start_params
+from xtreemos.aem.jobspec import JobSpec, Winsize, carried_env
+from xtreemos.errors import RemoteError, UsageError, XosError
+from xtreemos.fabric.rpc import ClientCall
+from xtreemos.foundation.frames import Kind
+from xtreemos.names import job_id
+
+log = logging.getLogger(__name__)
+
+START_S = 30.0
+INFINITY = 2**63 - 1
+FULL_WAIT_S = 0.25
+SAY_AFTER_S = 1.0
+ELSEWHERE = frozenset(
+    {"node-full", "not-matching", "owner-refuses", "unreachable", "connection-lost", "try-later", "job-store-broken"}
+)
+RETRYABLE_FULL = frozenset({"node-full"})
+COMMANDS = ("run", "sub", "ps", "kill", "wait", "logs", "attach", "nodes", "whoami", "top")
+ALIASES = {"xsub": "sub", "xps": "ps", "xkill": "kill", "xwait": "wait"}
+
+Say = Callable[[str], None]
+
+
+class AgentCore:
+    """Everything that one session does, apart from terminals and sockets."""
+
+    def __init__(self, *, vo: str, user: str, pool: NodePool, commands: Any = None) -> None:
+        self.vo = vo
+        self.user = user
+        self.pool = pool
+        self.commands = commands
+        self.runs: dict[str, RemoteRun] = {}
+
+    # -- words -----------------------------------------------------------------------------------------------------------
+
+    async def launch(self, hello: Hello) -> Run | Done:
+        """Carry out one command line; errors become one line and an exit code."""
+        try:
+            name, words = split_command(hello.words)
+            if name == "run":
+                return await self.run(options.parse("run", words), hello)
+            if self.commands is None:
+                raise UsageError(f"`xos {name}` is not offered here")
+            answer: Run | Done = await self.commands.start(name, words, hello)
+            return answer
+        except options.HelpWanted as wanted:
+            return Done(0, str(wanted).encode(), b"")
+        except XosError as error:
+            return Done(error.exit_code, b"", f"xos: {error.line()}\n".encode())
+
+    def spec(self, chosen: options.RunOptions, hello: Hello, *, detached: bool = False) -> JobSpec:
+        """Describe the job that `chosen` asks for, as `hello`'s process would have run it locally."""
+        local = hello.environment
+        env = carried_env(local)
+        for row in chosen.env:
+            name, equals, value = row.partition("=")
+            if equals:
+                env[name] = value
+            elif name in local:
+                env[name] = local[name]
+        terminal = bool(hello.tty and hello.tty.raw_allowed) if chosen.force_tty is None else chosen.force_tty
+        size = Winsize(hello.tty.rows, hello.tty.cols) if hello.tty else Winsize(24, 80)
+        return JobSpec(
+            job=job_id(os.urandom(8)),
+            vo=self.vo,
+            user=self.user,
+            argv=chosen.argv,
+            env=env,
+            cwd=os.fsdecode(hello.cwd),
+            umask=hello.umask,
+            nice=hello.nice,
+            rlimits=carried_limits(hello.rlimits),
+            cpus=chosen.cpus,
+            memory_bytes=chosen.memory_bytes,
+            wall_s=chosen.wall_s,
+            where=chosen.where,
+            node=chosen.node,
+            tty=size if terminal and not detached else None,
+            merged=hello.merged and not terminal and not detached,
+            detached=detached,
+            retry=chosen.retry,
+            ignored_signals=list(hello.ignored),
+            submitted_at=time.time(),
+        )
+
+    # -- running ---------------------------------------------------------------------------------------------------------
+
+    async def run(self, chosen: options.RunOptions, hello: Hello) -> Run:
+        """Begin to place and start a program; what becomes of it are the run's events."""
+        if chosen.vo not in (None, self.vo):
+            raise UsageError(f"this session is of VO {self.vo}, not {chosen.vo}", f"log in first: xos login USER@{chosen.vo}")
+        spec = self.spec(chosen, hello)
+        run = RemoteRun(spec, None, place=self.place, reattach=self.reattach, retryable=True)
+        self.runs[spec.job] = run
+        run.on_done(lambda: self.runs.pop(spec.job, None))
+        if chosen.no_stdin:
+            await run.close_stdin()
+        return run
+
+    async def place(self, spec: JobSpec, attempt: int, avoid: frozenset[str], say: Say) -> Placement:
+        """Find a node that takes this attempt and start it there.
+
+        Waits while every matching node is full (the user is told); gives up when none matches or all refuse.
+
+        Raises:
+            NoNode, or what the last node said. Definite: not started.
+        """
+        since = time.monotonic()
+        said = False
+        while True:
+            found = self.pool.ordered(await self.pool.candidates(spec.where, spec.node), avoid)
+            placement, refusals = await self._try_each(spec, attempt, found)
+            if placement is not None:
+                return placement
+            if not any(error.code in RETRYABLE_FULL for _node, error in refusals):
+                raise _no_node(refusals)
+            if not said and time.monotonic() - since > SAY_AFTER_S:
+                said = True
+                say(f"xos: all {len(refusals)} matching nodes are full; waiting (Ctrl-C gives up)")
+            await asyncio.sleep(FULL_WAIT_S)
+
+    async def _try_each(
+        self, spec: JobSpec, attempt: int, candidates: list[Candidate]
+    ) -> tuple[Placement | None, list[tuple[str, XosError]]]:
+        refusals: list[tuple[str, XosError]] = []
+        for one in candidates:
+            try:
+                return await self._start_on(spec, attempt, one.node), refusals
+            except XosError as error:
+                if error.code not in ELSEWHERE or not (error.definite or error.code == "unreachable"):
+                    raise
+                refusals.append((one.node, error))
+                if error.code != "node-full":
+                    self.pool.forget(one.node)
+        return None, refusals
+
+    async def _start_on(self, spec: JobSpec, attempt: int, node: str) -> Placement:
+        call = await self.pool.open(node, "run.start", start_params(spec, attempt))
+        self.pool.started(node)
+        try:
+            async with asyncio.timeout(START_S):
+                frame = await call.receive()
+        except TimeoutError:
+            call.close()
+            raise NodeDied(f"node {node} took the program and does not answer", "it may have started; see `xos ps`") from None
+        assert frame.kind is Kind.EVENT, "a start is answered by the event `started` first"
+        return Placement(node, call, attempt)
+
+    async def reattach(self, node: str, params: dict[str, Any]) -> ClientCall:
+        """Open the streams of a running job on `node` again."""
+        return await self.pool.open(node, "job.attach", params)
+
+
+def split_command(argv: list[str]) -> tuple[str, list[str]]:
+    """Return the subcommand and its words out of a whole command line (`xos [--grid D] [--vo V] run ...`, or an alias).
+
+    `--vo V` before the subcommand is handed on behind it.
+    """
+    program = os.path.basename(argv[0]) if argv else "xos"
+    if program in ALIASES:
+        return ALIASES[program], argv[1:]
+    if program != "xos":
+        return "run", ["--", program, *argv[1:]]
+    at = 1
+    extra: list[str] = []
+    while at < len(argv) and argv[at].startswith("-"):
+        if argv[at] in ("--grid", "--vo"):
+            if argv[at] == "--vo":
+                extra = argv[at : at + 2]
+            at += 2
+        else:
+            at += 1
+    if at >= len(argv) or argv[at] not in COMMANDS:
+        raise UsageError("no command the agent knows", "see `xos --help`")
+    return argv[at], [*extra, *argv[at + 1 :]]
+
+
+def carried_limits(rlimits: tuple[tuple[int, int], ...]) -> dict[str, tuple[int, int]]:
+    """Return the limits that go with a job: those that are not infinite. Locked memory and process counts are the node's affair.
+
+    `rlimits`: (soft, hard) per resource number, as in Hello; -1 in the result is infinity.
+    """
+    kept = {}
+    for name in ("CPU", "FSIZE", "DATA", "STACK", "CORE", "NOFILE", "AS"):
+        number = getattr(resource, f"RLIMIT_{name}")
+        if number >= len(rlimits):
+            continue
+        soft, hard = (-1 if value >= INFINITY else value for value in rlimits[number])
+        if (soft, hard) != (-1, -1):
+            kept[name] = (soft, hard)
+    return kept
+
+
+def _no_node(refusals: list[tuple[str, XosError]]) -> XosError:
+    if not refusals:
+        return NoNode("no node of the VO takes programs now", "see `xos nodes`")
+    error = refusals[-1][1]
+    if len(refusals) == 1:
+        return error
+    reasons = {error.message for _node, error in refusals}
+    if len(reasons) == 1:
+        return error
+    rows = "; ".join(f"{node}: {error.message}" for node, error in refusals[:3])
+    return RemoteError({**error.to_wire(), "message": f"none of {len(refusals)} nodes takes the program ({rows})"})

@@ -1,0 +1,485 @@
+"""The jobs of one node: admission, the durable record, the sandbox, and the line to jobd.
+
+xosd may die at any moment; what is true is in the store (accepted, ended) and in jobd (running). `recover` compares the two after
+a restart. Nothing is started that is not in the store, and an end is told only after it is in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from xtreemos.aem.jobspec import JobSpec, carried_env
+from xtreemos.aem.manager.model import Cause, Ended, Said
+from xtreemos.aem.nodestore import Attempt, GroupCommit, NodeStore, Offer, plan_recovery
+from xtreemos.errors import NotFound, PermissionRefused, RemoteError, TryLater, XosError
+from xtreemos.fabric import rpc
+from xtreemos.foundation import query, sandbox
+from xtreemos.foundation.accounts import Accounts
+from xtreemos.foundation.cgroups import Cgroups, Limits
+from xtreemos.foundation.paths import NodePaths
+from xtreemos.foundation.sandbox import SandboxSpec
+from xtreemos.foundation.tools import native
+from xtreemos.names import unix_name
+
+log = logging.getLogger(__name__)
+
+JOB_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PIDS_MAX = 4096
+SPOOL_BYTES_MAX = 1 << 30
+SLOTS_PER_CPU = 16
+KEEP_ENDED_S = 3600.0  # an ended foreground job's streams wait this long for an agent that comes back
+"""Seconds without an attached agent after which a foreground job is hung up; shorter if it may be started again elsewhere."""
+ORPHAN_S = 60.0
+FENCE_S = 10.0
+
+
+class NodeFull(TryLater):
+    """The node has no room for another job now; nothing was started."""
+
+    code = "node-full"
+
+
+class NotMatching(TryLater):
+    """The node does not match what the job asks for; nothing was started."""
+
+    code = "not-matching"
+
+
+class OwnerRefuses(PermissionRefused):
+    """The policy of the node's owner, the VO or the user refuses; nothing was started."""
+
+    code = "owner-refuses"
+
+
+class NoSuchJob(NotFound):
+    """This node does not know the job (any more)."""
+
+
+@dataclass(slots=True)
+class Running:
+    """What xosd remembers of a live attempt; all of it can be found again from jobd's meta."""
+
+    job: str
+    attempt: int
+    user: str
+    vo: str
+    sid: str
+    name: str
+    leased: bool
+    detached: bool
+    tty: bool
+    started_at: float
+    state: str = "running"
+    netns: str | None = None
+    attached: int = 0
+    left_at: float = field(default_factory=time.monotonic)
+    exit: dict[str, Any] | None = None
+
+    @property
+    def key(self) -> str:
+        """The name jobd knows."""
+        return f"{self.job}.{self.attempt}"
+
+
+EndedHook = Callable[[str, int, dict[str, Any]], Awaitable[None]]
+
+
+class NodeJobs:
+    """Starts, follows and lists the jobs of this node."""
+
+    def __init__(
+        self,
+        *,
+        paths: NodePaths,
+        node: str,
+        facts: Callable[[], Mapping[str, Any]],
+        slots: int,
+        store: NodeStore,
+        commit: GroupCommit,
+        accounts: Accounts,
+        cgroups: Cgroups,
+        take_net: Callable[[], Awaitable[str | None]],
+        give_net: Callable[[str], None],
+        allowed: Callable[[JobSpec, str], None],
+    ) -> None:
+        self.paths = paths
+        self.node = node
+        self.facts = facts
+        self.slots = slots
+        self.store = store
+        self.commit = commit
+        self.accounts = accounts
+        self.cgroups = cgroups
+        self.take_net = take_net
+        self.give_net = give_net
+        self.allowed = allowed
+        self.live: dict[str, Running] = {}
+        self.life = ""
+        self.on_ended: EndedHook | None = None
+        self._jobd: rpc.Peer | None = None
+        self._system = sandbox.probe_system()
+        self._changed = asyncio.Condition()
+        self._starting = 0
+
+    # -- jobd ------------------------------------------------------------------------------------------------------------
+
+    async def jobd(self) -> rpc.Peer:
+        """Return the connection to jobd, made again if it broke."""
+        if self._jobd is None or self._jobd.is_lost:
+            self._jobd = await rpc.connect_unix(self.paths.jobd_socket)
+        return self._jobd
+
+    async def follow(self) -> None:
+        """Keep in step with jobd for ever: recover, then take its events; again after each break."""
+        while True:
+            try:
+                peer = await self.jobd()
+                await self._recover(peer)
+                call = peer.open("watch")
+                while True:
+                    frame = await call.receive()
+                    if isinstance(frame.body, dict):
+                        await self._on_jobd_event(frame.body)
+            except XosError as error:
+                log.warning("jobd: %s; connecting again", error)
+                await asyncio.sleep(0.2)
+
+    async def _recover(self, peer: rpc.Peer) -> None:
+        hello = await peer.call("hello", timeout_s=10)
+        life = f"{hello['pid']}@{hello['started_at']}"
+        rows = (await peer.call("list", timeout_s=10))["jobs"]
+        known = {split_key(row["job"]): row for row in rows}
+        plan = plan_recovery(self.store.live(), known, life)
+        self.life = life
+        for attempt in plan.alive:
+            row = known[attempt.key]
+            self.live[row["job"]] = _running(row, attempt)
+            if row.get("exit") is not None:
+                await self._ended(self.live[row["job"]], row["exit"])
+        lost = [Ended(one.job, one.attempt, Cause.LOST, f"node {self.node} went down while it ran") for one in plan.lost]
+        if lost:
+            await self.commit.do(self.store.ended, lost, time.time())
+            for end in lost:
+                self.live.pop(f"{end.job}.{end.attempt}", None)
+                await self._tell_ended(end.job, end.attempt, {"code": None, "signal": None, "lost": True, "reason": end.reason})
+        for attempt in plan.launch:
+            await self._launch_again(attempt)
+
+    async def _launch_again(self, attempt: Attempt) -> None:
+        if self.relaunch is None:
+            return
+        try:
+            await self.relaunch(attempt)
+        except XosError as error:
+            log.warning("%s cannot start after a restart: %s", attempt.key, error)
+            await self.commit.do(self.store.ended, [Ended(attempt.job, attempt.attempt, Cause.REFUSED, error.line())], time.time())
+            await self._tell_ended(attempt.job, attempt.attempt, {"code": None, "signal": None, "lost": True, "reason": error.line()})
+
+    relaunch: Callable[[Attempt], Awaitable[None]] | None = None
+
+    async def _on_jobd_event(self, body: dict[str, Any]) -> None:
+        running = self.live.get(str(body.get("job", "")))
+        if running is None:
+            return
+        state = str(body.get("state", running.state))
+        if body.get("exit") is not None and running.exit is None:
+            await self._ended(running, body["exit"])
+        elif state in ("running", "stopped"):
+            running.state = state
+
+    async def _ended(self, running: Running, record: dict[str, Any]) -> None:
+        running.exit = record
+        running.state = "exited"
+        running.left_at = time.monotonic()
+        cause = Cause.LOST if record.get("lost") else Cause.EXITED
+        await self.commit.do(self.store.ended, [Ended(running.job, running.attempt, cause, record.get("reason") or "", record)], time.time())
+        if running.netns:
+            self.give_net(running.netns)
+            running.netns = None
+        await self._tell_ended(running.job, running.attempt, record)
+        if running.detached:
+            await self.forget(running)
+
+    async def _tell_ended(self, job: str, attempt: int, record: dict[str, Any]) -> None:
+        if self.on_ended is not None:
+            await self.on_ended(job, attempt, record)
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def forget(self, running: Running) -> None:
+        """Let go of an ended attempt: jobd drops its streams, its folder goes."""
+        self.live.pop(running.key, None)
+        with contextlib.suppress(RemoteError):
+            await (await self.jobd()).call("forget", {"job": running.key}, timeout_s=10)
+
+    # -- admission -------------------------------------------------------------------------------------------------------
+
+    @property
+    def running_count(self) -> int:
+        """How many attempts occupy this node."""
+        return sum(1 for one in self.live.values() if one.exit is None) + self._starting
+
+    @property
+    def free(self) -> int:
+        """How many more it would take."""
+        return max(0, self.slots - self.running_count)
+
+    def refusal(self, spec: JobSpec, sid: str) -> XosError | None:
+        """Tell why this node does not take `spec` now, or None."""
+        try:
+            self._admit(spec, sid)
+        except XosError as error:
+            return error
+        return None
+
+    def _admit(self, spec: JobSpec, sid: str) -> None:
+        if spec.node is not None and spec.node != self.node:
+            raise NotMatching(f"this is node {self.node}, not {spec.node}")
+        facts = self.facts()
+        if not query.parse(spec.where).matches(facts):
+            raise NotMatching(f"node {self.node} does not match {spec.where!r}", "see `xos nodes --where ...`")
+        if spec.cpus is not None and spec.cpus > float(facts["cpus"]):
+            raise NotMatching(f"node {self.node} has {facts['cpus']} cores, {spec.cpus:g} are wanted")
+        if spec.memory_bytes is not None and spec.memory_bytes > int(facts["memory"]):
+            raise NotMatching(f"node {self.node} has {int(facts['memory']) >> 20} MiB of memory, {spec.memory_bytes >> 20} are wanted")
+        self.allowed(spec, sid)
+        if self.free <= 0:
+            raise NodeFull(f"node {self.node} is full ({self.slots} jobs)", "wait, or ask for another node")
+
+    # -- start -----------------------------------------------------------------------------------------------------------
+
+    async def run(self, spec: JobSpec, *, attempt: int, sid: str, stdio: str | None = None, fds: tuple[int, ...] = ()) -> Running:
+        """Admit, record and start a foreground job; return when it runs.
+
+        Raises:
+            NodeFull, NotMatching, OwnerRefuses: not started, another node may take it. XosError: not started.
+        """
+        self._admit(spec, sid)
+        self._starting += 1
+        try:
+            offer = Offer(
+                spec.job, attempt, spec.user, command_line(spec), msgspec.msgpack.encode(spec), origin="run", leased=spec.retry > 0
+            )
+            answers = await self.commit.do(self._accept_and_hand_over, offer)
+            if answers.said is not Said.ACCEPTED:
+                raise NoSuchJob(f"job {spec.job} was already given to node {self.node}", answers.reason)
+            try:
+                return await self.start(spec, attempt=attempt, sid=sid, stdio=stdio, fds=fds)
+            except XosError as error:
+                await self.commit.do(self.store.ended, [Ended(spec.job, attempt, Cause.REFUSED, error.line())], time.time())
+                raise
+        finally:
+            self._starting -= 1
+
+    def _accept_and_hand_over(self, offer: Offer) -> Any:
+        answer = self.store.accept([offer], time.time())[0]
+        if answer.said is Said.ACCEPTED:
+            self.store.hand_over([(offer.job, offer.attempt)], self.life)
+        return answer
+
+    async def start(self, spec: JobSpec, *, attempt: int, sid: str, stdio: str | None = None, fds: tuple[int, ...] = ()) -> Running:
+        """Make the sandbox and hand the recorded attempt to jobd."""
+        key = f"{spec.job}.{attempt}"
+        uid = self.accounts.uid_for(spec.user, spec.vo)
+        home = ensure_home(spec, uid)
+        netns = await self.take_net()
+        try:
+            folder = self.paths.jobs / key
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            group = self.cgroups.create(key, Limits(cpus=spec.cpus, memory_bytes=spec.memory_bytes, pids_max=PIDS_MAX))
+            bundle = sandbox.write_bundle(folder, self._sandbox(spec, uid, home, folder, group.path, netns, bool(fds)))
+            running = Running(
+                spec.job, attempt, spec.user, spec.vo, sid, command_line(spec), spec.retry > 0, spec.detached, spec.tty is not None, time.time(),
+                netns=netns,
+            )  # fmt: skip
+            params = {
+                "job": key,
+                "bundle": str(bundle),
+                "stdio": "fds" if fds else stdio or ("spool" if spec.detached else "pty" if spec.tty else "pipes"),
+                "rows": spec.tty.rows if spec.tty else 24,
+                "cols": spec.tty.cols if spec.tty else 80,
+                "spool_dir": str(folder / "spool"),
+                "spool_bytes_max": SPOOL_BYTES_MAX,
+                "wall_s": spec.wall_s,
+                "cgroup": group.path,
+                "meta": _meta(running),
+            }
+            self.live[key] = running
+            await (await self.jobd()).call("start", params, timeout_s=30, fds=fds)
+        except BaseException:
+            self.live.pop(key, None)
+            if netns:
+                self.give_net(netns)
+            raise
+        return running
+
+    def _sandbox(self, spec: JobSpec, uid: int, home: Path, folder: Path, cgroup: str, netns: str | None, fds: bool) -> SandboxSpec:
+        env = carried_env(spec.env)
+        env |= {
+            "HOME": str(home),
+            "USER": spec.user,
+            "LOGNAME": spec.user,
+            "SHELL": "/bin/bash",
+            "PATH": JOB_PATH,
+            "XOS_JOB": spec.job,
+            "XOS_NODE": self.node,
+            "XOS_VO": spec.vo,
+        }
+        return SandboxSpec(
+            uid=uid,
+            gid=uid,
+            hostname=self.node,
+            argv=tuple(spec.argv),
+            env=tuple(env.items()),
+            home=str(home),
+            cwd=spec.cwd or str(home),
+            fifo_dir=str(folder / "fifo"),
+            init_path=str(native("init")),
+            cgroup_path=cgroup,
+            system=self._system,
+            umask=spec.umask,
+            nice=max(0, spec.nice),
+            rlimits=tuple((f"RLIMIT_{name}", soft, hard) for name, (soft, hard) in spec.rlimits.items()),
+            ignored_signals=tuple(spec.ignored_signals),
+            terminal=(spec.tty.rows, spec.tty.cols) if spec.tty else None,
+            stdio_fds=fds,
+            userdb_dir=str(self.paths.run / "userdb" / spec.vo),
+            netns=netns,
+            hidden=(str(self.paths.dir),),
+        )
+
+    # -- what callers do with jobs ---------------------------------------------------------------------------------------
+
+    def find(self, job: str, user: str | None, attempt: int | None = None) -> Running:
+        """Return a live (or just ended) attempt of `user` (None: anybody's); raises NoSuchJob."""
+        found = [one for one in self.live.values() if one.job == job and (attempt is None or one.attempt == attempt)]
+        if not found or (user is not None and found[-1].user != user):
+            raise NoSuchJob(f"node {self.node} runs no job {job} of yours", "see `xos ps`")
+        return found[-1]
+
+    async def signal(self, running: Running, number: int) -> None:
+        """Send a signal to the whole tree of a job."""
+        await (await self.jobd()).call("signal", {"job": running.key, "signal": number}, timeout_s=10)
+
+    async def attach(self, running: Running, call: rpc.ServerCall, params: dict[str, Any]) -> Any:
+        """Join a caller's open call to jobd's: frames go both ways until the job has ended and all was acknowledged."""
+        peer = await rpc.connect_unix(self.paths.jobd_socket)
+        running.attached += 1
+        try:
+            inner = peer.open("attach", {"job": running.key, "offsets": params.get("offsets") or {}, "steal": bool(params.get("steal"))})
+            up = asyncio.create_task(_pump(call, inner, peer), name=f"up {running.key}")
+            try:
+                result = await _pump(inner, call, call.peer)
+            finally:
+                up.cancel()
+                with contextlib.suppress(asyncio.CancelledError, XosError):
+                    await up
+            if running.exit is None and isinstance(result, dict) and result.get("exit"):
+                await self._ended(running, result["exit"])
+            if not running.detached:
+                await self.forget(running)
+            return result
+        finally:
+            running.attached -= 1
+            running.left_at = time.monotonic()
+            peer.close()
+
+    async def wait_change(self) -> None:
+        """Wait until some job of this node ended."""
+        async with self._changed:
+            await self._changed.wait()
+
+    async def reap_orphans(self) -> None:
+        """Hang up foreground jobs whose agent stays away; those that may run elsewhere die before that can happen."""
+        while True:
+            await asyncio.sleep(1.0)
+            now = time.monotonic()
+            for running in list(self.live.values()):
+                if running.detached or running.attached:
+                    continue
+                away_s = now - running.left_at
+                try:
+                    if running.exit is not None:
+                        if away_s > KEEP_ENDED_S:
+                            await self.forget(running)
+                    elif away_s > (FENCE_S if running.leased else ORPHAN_S):
+                        log.info("%s: no agent for %.0f s; ending it", running.key, away_s)
+                        await self.signal(running, 9 if running.leased or away_s > 2 * ORPHAN_S else 1)
+                except XosError as error:
+                    log.warning("%s: %s", running.key, error)
+
+    def usage(self, running: Running) -> dict[str, Any]:
+        """Return a listing row of an attempt, with what it uses now."""
+        row: dict[str, Any] = {
+            "job": running.job, "attempt": running.attempt, "user": running.user, "vo": running.vo, "node": self.node, "state": running.state,
+            "command": running.name, "started_at": running.started_at, "tty": running.tty, "detached": running.detached, "exit": running.exit,
+            "cpu_s": 0.0, "memory_bytes": 0, "pids": 0,
+        }  # fmt: skip
+        if running.exit is not None:
+            row["cpu_s"] = float(running.exit.get("user_s", 0)) + float(running.exit.get("system_s", 0))
+            return row
+        with contextlib.suppress(OSError, XosError):
+            stats = self.cgroups.stats(self.cgroups.group(running.key))
+            row |= {"cpu_s": stats.cpu_s, "memory_bytes": stats.memory_bytes, "pids": stats.pids}
+        return row
+
+
+async def _pump(source: rpc.Call, target: rpc.Call, target_peer: rpc.Peer) -> Any:
+    """Copy frames until RESULT; raises what `source` raises."""
+    while True:
+        frame = await source.receive()
+        if frame.kind == rpc.Kind.RESULT:
+            return frame.body
+        target.forward(frame)
+        await target_peer.drain()
+
+
+def command_line(spec: JobSpec) -> str:
+    """Return the program and its arguments for listings, bounded."""
+    return " ".join(spec.argv)[:160]
+
+
+def split_key(key: str) -> tuple[str, int]:
+    """Split jobd's `JOB.ATTEMPT`."""
+    job, _dot, attempt = key.rpartition(".")
+    return job, int(attempt)
+
+
+def ensure_home(spec: JobSpec, uid: int) -> Path:
+    """Make sure that the user's home exists on this node, 0700 and the user's; never through a link somebody laid."""
+    home = Path("/home") / unix_name(spec.user, spec.vo)
+    with contextlib.suppress(FileExistsError):
+        home.mkdir(mode=0o700)
+        os.chown(home, uid, uid)
+    status = home.lstat()
+    if not os.path.isdir(home) or home.is_symlink() or status.st_uid != uid:
+        raise OwnerRefuses(f"{home} is not the home of {spec.user}", "the node's owner must move it away")
+    return home
+
+
+def _meta(running: Running) -> dict[str, Any]:
+    return {
+        "user": running.user, "vo": running.vo, "sid": running.sid, "name": running.name, "leased": running.leased,
+        "detached": running.detached, "tty": running.tty, "started_at": running.started_at, "netns": running.netns,
+    }  # fmt: skip
+
+
+def _running(row: dict[str, Any], attempt: Attempt) -> Running:
+    meta = row.get("meta") or {}
+    return Running(
+        attempt.job, attempt.attempt, attempt.user, str(meta.get("vo", "")), str(meta.get("sid", "")), attempt.name, attempt.leased,
+        bool(meta.get("detached")), bool(meta.get("tty")), float(meta.get("started_at") or attempt.accepted_at), str(row.get("state", "running")),
+        meta.get("netns"),
+    )  # fmt: skip
+
+
