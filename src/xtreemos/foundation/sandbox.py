@@ -149,7 +149,7 @@ def _mounts(spec: SandboxSpec) -> list[dict[str, Any]]:
 
 
 def _init_argv(spec: SandboxSpec) -> list[str]:
-    argv = [INNER_INIT, "--fifo", f"{INNER_FIFO_DIR}/{FIFO_NAME}", "--umask", oct(spec.umask & 0o777)[2:]]
+    argv = [INNER_INIT, "--fifo", f"{INNER_FIFO_DIR}/{FIFO_NAME}", "--umask", f"{spec.umask & 0o777:o}"]
     argv += ["--cwd", spec.cwd, "--home", spec.home]
     if spec.nice > 0:
         argv += ["--nice", str(min(spec.nice, 19))]
