@@ -152,7 +152,7 @@ class Members:
 
     async def suspend(self, caller: Caller, params: UserParams) -> dict[str, Any]:
         """Stop a user at once: no log-in, no renewal, every credential void. Answers `{user, state}`."""
-        if params.user == caller.name:
+        if names.check_user(params.user) == caller.name:
             raise NotAllowed("you cannot suspend yourself", "another administrator can")
         return await self._set_state(caller, params.user, "suspended", revoke=True)
 
@@ -162,7 +162,7 @@ class Members:
 
     async def remove(self, caller: Caller, params: UserParams) -> dict[str, Any]:
         """End a membership for good. Answers `{user, state}`."""
-        if params.user == caller.name:
+        if names.check_user(params.user) == caller.name:
             raise NotAllowed("you cannot remove yourself", "another administrator can")
         return await self._set_state(caller, params.user, "removed", revoke=True)
 

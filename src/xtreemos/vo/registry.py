@@ -179,7 +179,11 @@ class Registry:
 
     async def is_revoked(self, sid: str, user: str, issued_at: int) -> bool:
         """Ask the registry itself (not a watch), for renewals."""
-        if await self._pub.get(sid_key(sid)):
+        if await self.is_session_revoked(sid):
             return True
         entry = await self._pub.get(subject_key("user", user))
         return entry is not None and issued_at <= Revocation.from_bytes(entry.value).at
+
+    async def is_session_revoked(self, sid: str) -> bool:
+        """Ask the registry itself whether this session id was withdrawn."""
+        return await self._pub.get(sid_key(sid)) is not None

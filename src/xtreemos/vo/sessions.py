@@ -136,6 +136,9 @@ class Sessions:
             await shelf.create(session.sid, session, ttl_s=session.ends_at - now)
         except KeyExists as error:
             raise Replayed("challenge was used before", hint="try again") from error
+        if await desk.registry.is_session_revoked(session.sid):  # the same message, sent again after the log-out
+            await self.end(user.name, session.sid, str(caller))
+            raise Replayed("challenge was used before", hint="try again")
         again = await desk.registry.users.get(user.name)
         if again is None or again.record.state != "active" or again.record.password != user.password:
             await self.end(user.name, session.sid, str(caller))
