@@ -89,7 +89,10 @@ class DictBucket:
     async def keys(self, pattern=">"):
         await asyncio.sleep(0)
         glob = pattern.replace(">", "*")
-        return [key for key in self.items if fnmatch.fnmatchcase(key, glob)]
+        return sorted(key for key in self.items if fnmatch.fnmatchcase(key, glob))
+
+    async def entries(self, pattern=">"):
+        return [self.items[key] for key in await self.keys(pattern)]
 
 
 @dataclass

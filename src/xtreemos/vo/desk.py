@@ -12,10 +12,10 @@ from xtreemos.fabric.caller import Caller, CallerKind
 from xtreemos.vo.credentials import Issuer
 from xtreemos.vo.errors import TooManyAttempts
 from xtreemos.vo.founding import IssuingKeys
-from xtreemos.vo.model import ISSUES_MAX, SKEW_S, Issue, Revocation
+from xtreemos.vo.model import CREDENTIAL_S_MAX, FOR_EVER, ISSUES_MAX, SKEW_S, Issue, Revocation
 from xtreemos.vo.passwords import Attempts, Passwords
 from xtreemos.vo.registry import AccountState, Registry
-from xtreemos.vo.revocation import nats_revocations
+from xtreemos.vo.revocation import nats_revocations, subject_key
 
 USER_FREE_ATTEMPTS: Final = 10
 ADDRESS_FREE_ATTEMPTS: Final = 50
@@ -89,6 +89,13 @@ class Desk:
             ),
             now,
         )
+
+    async def revoke_user(self, name: str, who: str, *, standing: bool) -> None:
+        """Void all that a user was ever issued; with `standing` all that anybody will issue, until called without."""
+        now = self.now()
+        until = FOR_EVER if standing else now + CREDENTIAL_S_MAX + SKEW_S
+        revocation = Revocation(at=now, until=until, standing=standing, who=who)
+        await self.registry.revoke(subject_key("user", name), revocation, now)
 
     async def publish_account(self) -> None:
         """Make the account JWT say what the registry says, and publish it.

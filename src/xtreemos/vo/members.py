@@ -17,7 +17,6 @@ from xtreemos.vo.desk import Desk, Method, kinds
 from xtreemos.vo.errors import AlreadyThere, BadToken, LoginRefused, NoSuchMember, NotAllowed
 from xtreemos.vo.model import INVITE_S, USER_ROLES, PublicUser, TokenRecord, User
 from xtreemos.vo.passwords import check_new
-from xtreemos.vo.revocation import subject_key
 from xtreemos.vo.sessions import NoParams, Sessions
 from xtreemos.vo.tokens import holds, make_token, secret_hash
 
@@ -83,6 +82,7 @@ class Members:
 
         await desk.registry.users.change(user, enter)
         if params.again:
+            await self._tell(user)
             await self._end_all(user, str(caller))
         token = make_token("invite", vo=desk.vo, endpoints=desk.endpoints, ca=desk.keys.secrets.root_sha256, rng=desk.rng)
         record = TokenRecord(
@@ -117,8 +117,8 @@ class Members:
                 raise BadToken(_BAD_TOKEN, "ask who invited you for a new one")
             return msgspec.structs.replace(old, state="active", password=password)
 
-        user = await desk.registry.users.change(name, activate)
-        await self._tell(user)
+        await desk.registry.users.change(name, activate)
+        await self._tell(name)
         desk.user_attempts.succeeded(name, clear=True)
         return {"user": name, "vo": desk.vo}
 
@@ -176,11 +176,10 @@ class Members:
         def decide(user: User | None) -> User:
             return msgspec.structs.replace(user or held, roles=roles)
 
-        user = await self.desk.registry.users.change(name, decide)
+        await self.desk.registry.users.change(name, decide)
         if not set(held.roles) <= set(roles):
             await self._end_all(name, str(caller))
-        if user.state in ("active", "suspended"):
-            await self._tell(user)
+        await self._tell(name)
         return {"user": name, "roles": list(roles)}
 
     async def _held(self, name: str) -> User:
@@ -200,28 +199,34 @@ class Members:
                 raise NotAllowed(f"{name} has not accepted the invitation yet")
             return msgspec.structs.replace(old, state=state, password="" if state == "removed" else old.password)
 
-        changed = await self.desk.registry.users.change(name, decide)
+        await self.desk.registry.users.change(name, decide)
         if revoke:
-            await self._end_all(name, str(caller))
-        await self._tell(changed)
+            await self._end_all(name, str(caller), standing=True)
+        else:
+            await self.desk.revoke_user(name, str(caller), standing=False)
+        await self._tell(name)
         return {"user": name, "state": state}
 
-    async def _end_all(self, name: str, who: str) -> None:
+    async def _end_all(self, name: str, who: str, *, standing: bool = False) -> None:
         """Void everything that was issued to a user up to now, in all three dialects."""
-        registry = self.desk.registry
-        sids = await registry.sessions(name).names()
-        live = [held.record.issues for sid in sids if (held := await registry.sessions(name).get(sid))]
-        await self.desk.revoke(subject_key("user", name), tuple(issue for issues in live for issue in issues), who)
-        for sid in sids:
+        await self.desk.revoke_user(name, who, standing=standing)
+        for sid in await self.desk.registry.sessions(name).names():
             await self.sessions.end(name, sid, who)
         await self.desk.publish_account()
 
-    async def _tell(self, user: User) -> None:
-        """Make the public half follow the deciding one."""
-        if user.state in {"active", "suspended"}:
-            await self.desk.registry.public_users.put(user.name, PublicUser(name=user.name, state=user.state, roles=user.roles))
-        else:
-            await self.desk.registry.public_users.delete(user.name)
+    async def _tell(self, name: str) -> None:
+        """Make the public half follow the deciding one; looks again afterwards, since another CDA may be telling too."""
+        registry = self.desk.registry
+        held = await registry.users.get(name)
+        while held is not None:
+            user = held.record
+            if user.state in {"active", "suspended"}:
+                await registry.public_users.put(name, PublicUser(name=name, state=user.state, roles=user.roles))
+            else:
+                await registry.public_users.delete(name)
+            held = await registry.users.get(name)
+            if held is not None and held.record == user:
+                return
 
 
 def check_roles(roles: list[str]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ CREDENTIAL_S_MAX: Final = 12 * 3600
 """Life of a user's credentials; renewed by the agent without password."""
 SESSION_S_MAX: Final = 7 * 86400
 """A session ends after this even if always renewed."""
+FOR_EVER: Final = 1 << 52
 NODE_CREDENTIAL_S: Final = 30 * 86400
 """Life of a node's credentials: a machine may be off for a holiday; revocation is pushed, not waited for."""
 CHALLENGE_S: Final = 120
@@ -24,6 +25,7 @@ JOIN_S: Final = 86400
 
 USER_ROLES: Final = frozenset({"member", "admin"})
 SIGNING_ROLES: Final = ("admin", "member", "node", "service")
+UserState = Literal["invited", "active", "suspended", "removed"]
 Dialect = Literal["ssh", "nats", "x509"]
 DIALECTS: Final[tuple[Dialect, ...]] = ("ssh", "nats", "x509")
 
@@ -62,7 +64,7 @@ class User(Record, frozen=True, kw_only=True):
     """
 
     name: str
-    state: Literal["invited", "active", "suspended", "removed"]
+    state: UserState
     roles: tuple[str, ...] = ("member",)
     password: str = ""
     created_at: int = 0
@@ -73,7 +75,7 @@ class PublicUser(Record, frozen=True, kw_only=True):
     """What everybody in the VO may know of a user, key `user.NAME` in bucket `pub`."""
 
     name: str
-    state: Literal["active", "suspended"]
+    state: UserState
     roles: tuple[str, ...] = ("member",)
 
 
@@ -134,11 +136,13 @@ class Revocation(Record, frozen=True, kw_only=True):
     """Key `revoked.sid.SID`, `revoked.user.NAME` or `revoked.node.NAME` in bucket `pub`.
 
     Everything of that session, or issued to that user or node at or before `at`, is void. Kept until `until`, when the last
-    such credential has expired by itself.
+    such credential has expired by itself. `standing`: everything is void whenever it was issued, until a later record (of a
+    restored user) says otherwise; so a CDA that read an old user record cannot undo a suspension.
     """
 
     at: int
     until: int
+    standing: bool = False
     who: str = ""
     serials: tuple[int, ...] = ()
     nats_keys: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ is there, which nodes, what is revoked). When both change, `vo` is written first
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -54,6 +54,8 @@ class Bucket(Protocol):
     async def delete(self, key: str, revision: int | None = None) -> None: ...
 
     async def keys(self, pattern: str = ">") -> list[str]: ...
+
+    async def entries(self, pattern: str = ">") -> Sequence[Entry]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +124,9 @@ class Shelf(Generic[R]):
         return sorted(key[cut:] for key in await self._bucket.keys(f"{self._prefix}.*"))
 
     async def all(self) -> list[R]:
-        """All records, sorted by name; one that vanishes meanwhile is left out."""
-        found = [await self.get(name) for name in await self.names()]
-        return [held.record for held in found if held]
+        """All records, sorted by name."""
+        entries = await self._bucket.entries(f"{self._prefix}.*")
+        return [self._kind.from_bytes(entry.value) for entry in entries]
 
 
 class AccountState(Record, frozen=True, kw_only=True):
@@ -168,7 +170,7 @@ class Registry:
         def decide(old: Revocation | None) -> Revocation:
             return widen(old, revocation) if old else revocation
 
-        await shelf.change(key.rpartition(".")[2], decide, ttl_s=max(1, revocation.until - now))
+        await shelf.change(key.rpartition(".")[2], decide, ttl_s=None if revocation.standing else max(1, revocation.until - now))
 
     async def revocations(self) -> list[Revocation]:
         """Every revocation that is kept, of sessions, users and nodes."""
@@ -182,7 +184,8 @@ class Registry:
         if await self.is_session_revoked(sid):
             return True
         entry = await self._pub.get(subject_key("user", user))
-        return entry is not None and issued_at <= Revocation.from_bytes(entry.value).at
+        epoch = Revocation.from_bytes(entry.value) if entry else None
+        return epoch is not None and (epoch.standing or issued_at <= epoch.at)
 
     async def is_session_revoked(self, sid: str) -> bool:
         """Ask the registry itself whether this session id was withdrawn."""

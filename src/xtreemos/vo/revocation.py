@@ -30,10 +30,12 @@ def subject_key(kind: SubjectKind, name: str) -> str:
 
 
 def widen(known: Revocation, new: Revocation) -> Revocation:
-    """Join two revocations of one key: whatever either withdraws is withdrawn, for as long as either needs it."""
+    """Join two revocations of one key: whatever either withdraws is withdrawn; the later one says whether it stands."""
+    latest = new.at >= known.at
     return Revocation(
         at=max(known.at, new.at),
-        until=max(known.until, new.until),
+        until=new.until if latest and known.standing else max(known.until, new.until),
+        standing=new.standing if latest else known.standing,
         who=new.who,
         serials=tuple(sorted({*known.serials, *new.serials})),
         nats_keys=tuple(sorted({*known.nats_keys, *new.nats_keys})),
@@ -71,7 +73,7 @@ class RevocationSet:
         if sid and sid_key(sid) in self._by_key:
             return True
         epoch = self._by_key.get(subject_key(kind, name))
-        return epoch is not None and issued_at <= epoch.at
+        return epoch is not None and (epoch.standing or issued_at <= epoch.at)
 
     def prune(self, now: int) -> None:
         """Forget what no longer can be valid by its own expiry."""

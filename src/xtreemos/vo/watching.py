@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from xtreemos.fabric.kv import Bucket, Entry, Synced
+from xtreemos.fabric.kv import Entry, Store
+from xtreemos.fabric.stream import Synced
 from xtreemos.vo.model import Revocation
 from xtreemos.vo.revocation import KEYS, RevocationSet
 
 
 async def follow(
-    pub: Bucket, revoked: RevocationSet, on_revoked: Callable[[str, Revocation], Awaitable[None]] | None = None
+    pub: Store, revoked: RevocationSet, on_revoked: Callable[[str, Revocation], Awaitable[None]] | None = None
 ) -> None:
     """Feed `revoked` from the registry, for ever; `on_revoked(key, record)` for each new one (kill jobs, drop connections).
 
