@@ -55,7 +55,7 @@ def test_rates_compare_jobs_a_second_even_if_the_counts_differ(report: Any) -> N
 def test_a_goal_without_figures_is_not_measured_rather_than_met(report: Any) -> None:
     assert {row[3] for row in report.goals_rows([])} == {"-"}
     measured = [entry(report, "echo", "xos run", [0.002]), entry(report, "echo", "ssh", [0.001])]
-    assert [row for row in report.goals_rows(measured) if row[0].startswith("keystroke")][0][2:] == ["2.00 x", "not met"]
+    assert next(row for row in report.goals_rows(measured) if row[0].startswith("keystroke"))[2:] == ["2.00 x", "not met"]
 
 
 def test_a_failed_contender_is_shown_with_its_reason(report: Any) -> None:
