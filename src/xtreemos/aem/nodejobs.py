@@ -40,7 +40,7 @@ from xtreemos.aem.manager.model import (
     short_name,
 )
 from xtreemos.aem.manager.ports import Incoming, Messages, orders_subject
-from xtreemos.aem.manager.signed import Submission, VerifyChain, verify_submission
+from xtreemos.aem.manager.signed import Submission, Verify
 from xtreemos.aem.nodestore import Attempt, GroupCommit, NodeStore, Offer, attempts_to_fence, plan_recovery
 from xtreemos.errors import NotFound, TryLater, XosError
 from xtreemos.fabric import subjects
@@ -97,7 +97,7 @@ class Hooks:
     `capacity()`: what runs at once for detached jobs now; `facts()`: (number that changes with them, facts).
     """
 
-    verify_chain: VerifyChain
+    verify: Verify
     admit: Callable[[Submission, int], Awaitable[None]]
     launch: Callable[[Submission, int], Awaitable[float]]
     signal: Callable[[str, int, int], Awaitable[None]]
@@ -167,7 +167,7 @@ class NodeJobs:
     async def _hold_again(self, attempt: Attempt) -> None:
         """Take up what was accepted and never launched, unless its user may no longer."""
         try:
-            submission = verify_submission(attempt.record, self._hooks.verify_chain)
+            submission = self._hooks.verify(attempt.record)
         except XosError as error:
             end = Ended(attempt.job, attempt.attempt, Cause.REFUSED, error.line()[:300])
             await self._commit.do(self._store.ended, [end], self._hooks.wall_at())
@@ -251,7 +251,7 @@ class NodeJobs:
         refusal: tuple[Said, str] | None = None
         user, name, leased = "", "", False
         try:
-            submission = verify_submission(start.record, self._hooks.verify_chain)
+            submission = self._hooks.verify(start.record)
             spec = submission.spec
             user, name, leased = spec.user, short_name(spec.argv), spec.retry > 0
             if spec.job != start.job:

@@ -45,7 +45,7 @@ from xtreemos.aem.manager.model import (
 )
 from xtreemos.aem.manager.placement import Matches
 from xtreemos.aem.manager.ports import LOG_STREAM, LOG_SUBJECT, Incoming, LeaseLike, Port, Stored, orders_subject
-from xtreemos.aem.manager.signed import VerifyChain, peek_spec, reason_of, verify_submission
+from xtreemos.aem.manager.signed import Verify, peek_spec, reason_of
 from xtreemos.errors import RemoteError, TryLater, XosError
 from xtreemos.fabric import subjects
 from xtreemos.fabric.errors import RevisionMismatch, Unreachable
@@ -119,7 +119,7 @@ class _Leader:
     async def _fold(self, end: int) -> None:
         if self._last >= end:
             return
-        async with contextlib.aclosing(self._port.consume(LOG_STREAM, self._last + 1)) as messages:  # type: ignore[type-var]
+        async with contextlib.aclosing(self._port.consume(LOG_STREAM, self._last + 1)) as messages:
             async for message in messages:
                 batch = decode(message.data, Batch)
                 self._last, self._seq = message.seq, max(self._seq, batch.seq)
@@ -139,7 +139,7 @@ class _Leader:
         end = min(last, max(live, default=0))
         if start > end:
             return records, rejected
-        async with contextlib.aclosing(self._port.consume(subjects.SUBMIT_STREAM, start)) as messages:  # type: ignore[type-var]
+        async with contextlib.aclosing(self._port.consume(subjects.SUBMIT_STREAM, start)) as messages:
             async for message in messages:
                 row = live.get(message.seq)
                 if row is not None:
@@ -161,7 +161,7 @@ class _Leader:
     async def _try_append(self, batch: Batch) -> bool:
         """Append after what we know; False: there is more in the log than we know."""
         data = encode(batch)
-        while self._lease.is_held():
+        while self._lease.held:
             try:
                 self._last = await self._port.append(LOG_SUBJECT, data, expected_last=self._last)
                 return True
@@ -177,7 +177,7 @@ class _Leader:
         if end <= self._last:
             await asyncio.sleep(RETRY_S)  # an old answer about the bounds; whoever wrote there will show up
             return False
-        async with contextlib.aclosing(self._port.consume(LOG_STREAM, self._last + 1)) as messages:  # type: ignore[type-var]
+        async with contextlib.aclosing(self._port.consume(LOG_STREAM, self._last + 1)) as messages:
             async for message in messages:
                 found = decode(message.data, Batch)
                 if (found.epoch, found.number) != (batch.epoch, batch.number):
@@ -208,18 +208,18 @@ class _Leader:
         self._wake.set()
 
     async def _watch_lease(self) -> None:
-        await self._lease.wait_lost()
+        await self._lease.lost.wait()
         raise Deposed("the lease was lost")
 
     async def _read_submissions(self, from_seq: int) -> None:
-        async with contextlib.aclosing(self._port.consume(subjects.SUBMIT_STREAM, from_seq)) as messages:  # type: ignore[type-var]
+        async with contextlib.aclosing(self._port.consume(subjects.SUBMIT_STREAM, from_seq)) as messages:
             async for message in messages:
                 self._push(self._submitted(message))
 
     def _submitted(self, message: Stored) -> Submitted:
         user, job = subjects.part(message.subject, 2), subjects.part(message.subject, 3)
         try:
-            spec = verify_submission(message.data, self._owner.verify_chain).spec
+            spec = self._owner.verify(message.data).spec
             if (spec.user, spec.job) != (user, job):
                 raise model.BadSubmission(f"the submission of {spec.job} was published as {job}")
         except XosError as error:
@@ -280,7 +280,7 @@ class _Leader:
         if rows or forget:
             await self._persist(list(rows.values()), forget)
         for effect in send:
-            if not self._lease.is_held():
+            if not self._lease.held:
                 raise Deposed("the lease was lost")
             tasks.create_task(self._carry_out(effect))
 
@@ -321,6 +321,13 @@ async def _answer(incoming: Incoming, data: bytes) -> None:
         await incoming.answer(data)
 
 
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
 async def _step_down(reason: str) -> None:
     raise Deposed(reason)
 
@@ -333,7 +340,7 @@ class ManagerDriver:
         port: Port,
         make_lease: Callable[[], LeaseLike],
         *,
-        verify_chain: VerifyChain,
+        verify: Verify,
         matches: Matches,
         is_admin: Callable[[str], bool],
         clock_s: Callable[[], float],
@@ -343,14 +350,14 @@ class ManagerDriver:
         Args:
             port: the VO's account with the rights of a service.
             make_lease: a new lease object for each term, all on one key.
-            verify_chain: judge of a submission's certificates; it sees when they must have been valid.
+            verify: checks a submission's signature and certificates (signed.verify_submission bound to a judge).
             matches: range query over a node's facts; raises XosError for a query that cannot be read.
             is_admin: whether a user of the VO may see and kill everybody's jobs.
             clock_s: monotonic seconds, the same clock that the lease runs on; must go on while the machine sleeps.
         """
         self.port = port
         self._make_lease = make_lease
-        self.verify_chain = verify_chain
+        self.verify = verify
         self.matches = matches
         self.is_admin = is_admin
         self.clock_s = clock_s
@@ -371,12 +378,13 @@ class ManagerDriver:
         while True:
             lease = self._make_lease()
             try:
-                epoch = await lease.acquire()
+                epoch = await lease.acquire_wait()
                 self._leader = _Leader(self, lease, epoch)
                 await self._leader.lead()
-            except* (Deposed, Unreachable, RevisionMismatch) as group:
-                for error in group.exceptions:
-                    logger.info("no longer leads the VO's jobs: %s", error)
+            except* XosError as group:
+                for error in _leaves(group):
+                    level = logging.INFO if isinstance(error, Deposed | Unreachable) else logging.ERROR
+                    logger.log(level, "no longer leads the VO's jobs: %s", error)
             finally:
                 self._leader = None
                 with contextlib.suppress(Unreachable):

@@ -6,7 +6,8 @@ RevisionMismatch of an append.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -70,7 +71,7 @@ class Streams(Protocol):
     async def bounds(self, stream: str) -> tuple[int, int]:
         """Return (first, last) sequence; (n + 1, n) if it is empty."""
 
-    def consume(self, stream: str, from_seq: int) -> AsyncIterator[Stored]:
+    def consume(self, stream: str, from_seq: int) -> AsyncGenerator[Stored, None]:
         """Yield every message from `from_seq` on, in order, each once, for ever, over all reconnections."""
 
     async def purge(self, stream: str, below_seq: int) -> None:
@@ -82,16 +83,16 @@ class Port(Messages, Streams, Protocol):
 
 
 class LeaseLike(Protocol):
-    """A lease: held by one at a time; `token` grows with every holder."""
+    """One try to hold the manager's lease; `fabric.lease.Lease` is one."""
 
-    async def acquire(self) -> int:
-        """Wait until it is ours; return the fencing token."""
+    lost: asyncio.Event
+
+    @property
+    def held(self) -> bool:
+        """Whether it is ours at this very moment, by our own clock."""
+
+    async def acquire_wait(self) -> int:
+        """Wait until it is ours; return the fencing token, larger than every earlier holder's."""
 
     async def release(self) -> None:
         """Give it back, if it is ours."""
-
-    async def wait_lost(self) -> None:
-        """Wait until it is no longer ours (before anybody else can have it)."""
-
-    def is_held(self) -> bool:
-        """Whether it is ours at this very moment, by our own clock."""

@@ -45,6 +45,10 @@ class Submission:
     record: bytes
 
 
+Verify = Callable[[bytes], Submission]
+"""`verify_submission` bound to a judge (and cached, where the same records come often)."""
+
+
 def _signed_text(spec: bytes) -> bytes:
     return DOMAIN + hashlib.sha256(spec).digest()
 
