@@ -212,7 +212,7 @@ def _write_hosts(lab: Lab, node: Node) -> None:
 def _compile_checkout() -> subprocess.Popen[bytes]:
     """Compile our modules once on the host: the nodes see the checkout read-only and would compile at every start."""
     return subprocess.Popen(
-        [sys.executable, "-m", "compileall", "-q", str(checkout() / "src")], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "compileall", "-qq", str(checkout() / "src")], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
 
 
@@ -250,8 +250,7 @@ def _make_grid(lab: Lab, say: Say) -> None:
 
 
 def _join(lab: Lab, node: Node) -> None:
-    """Start the node's software and make it a resource, by a token that the administrator makes on a node that is on."""
-    product.boot(lab, node)
+    """Make a machine a resource, by a token that the administrator makes on a node that is on."""
     product.join(lab, node, product.invite_node(lab, _speaker(lab), user_names()[0], core=node.core))
 
 

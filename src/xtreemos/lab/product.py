@@ -31,7 +31,7 @@ def found(lab: Lab, node: Node) -> None:
 
 def boot(lab: Lab, node: Node) -> None:
     """Start the node's software on the state it has, as a machine does when it is switched on."""
-    _xos(lab, node, ["up", "--name", node.name, "--address", node.address])
+    _xos(lab, node, ["up"])
 
 
 def create_vo(lab: Lab, node: Node, admin: str) -> str:
@@ -41,7 +41,7 @@ def create_vo(lab: Lab, node: Node, admin: str) -> str:
 
 def accept(lab: Lab, node: Node, invitation: str, password: str) -> None:
     """Set an invited user's password."""
-    _xos(lab, node, ["vo", "accept", invitation, "--password-stdin"], stdin=password + "\n")
+    _xos(lab, node, ["vo", "accept", "-", "--password-stdin"], stdin=f"{invitation}\n{password}\n")
 
 
 def invite_user(lab: Lab, node: Node, admin: str, user: str) -> str:
@@ -56,8 +56,9 @@ def invite_node(lab: Lab, node: Node, admin: str, *, core: bool) -> str:
 
 
 def join(lab: Lab, node: Node, token: str) -> None:
-    """Make the machine a resource of the VO; its owner consents."""
-    _xos(lab, node, ["join", token, "--yes"])
+    """Start the machine's software and make it a resource of the VO; its owner consents. The token is no word of `ps`."""
+    core = ["--core"] if node.core else []
+    _xos(lab, node, ["join", "-", "--name", node.name, "--address", node.address, *core, "--yes"], stdin=token + "\n")
 
 
 def wait_ready(lab: Lab, node: Node, admin: str) -> None:
@@ -65,7 +66,7 @@ def wait_ready(lab: Lab, node: Node, admin: str) -> None:
     wanted = {member.name for member in lab.nodes if member.init}
     end = time.monotonic() + READY_WAIT_S + READY_WAIT_PER_NODE_S * len(wanted)
     while True:
-        seen = {str(row["name"]) for row in _json(lab, node, ["nodes", "--json"], user=admin)}
+        seen = {str(row["node"]) for row in _json(lab, node, ["nodes", "--json"], user=admin)}
         if wanted <= seen:
             return
         if time.monotonic() > end:
@@ -86,7 +87,7 @@ def _xos(lab: Lab, node: Node, words: Sequence[str], *, user: str | None = None,
     done = run_in(lab, node, ["xos", *words], user=user, stdin=stdin)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        step = " ".join(words[:2])  # not more: a token may follow
+        step = " ".join(words[:2])
         raise LabError(f"{node.name}: `xos {step}` failed: {said.removeprefix('xos: ')}", f"see {store.node_dir(lab, node)}/log")
     return done.stdout
 
