@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -353,6 +355,36 @@ def test_down_removes_a_lab_that_crashed_half_way(tmp_path):
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     assert not shell.lab.parent.exists()
     assert "there is no lab" in shell("down", "--name", other)
+
+
+@pytest.mark.parametrize("top", ["/root", "/opt"])
+def test_software_in_a_private_folder_is_visible_to_every_user_of_a_node(tmp_path, top):
+    """A clone whose folders are closed to others: grid users still reach it at the same path, and cannot change it."""
+    clone = Path(tempfile.mkdtemp(prefix="xos-lab-test-", dir=top))  # 0700
+    name = f"hid-{os.getpid()}"
+    try:
+        shutil.copytree(ROOT / "src", clone / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        env = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(clone / "src")}
+        script = (
+            "import sys\nfrom xtreemos.lab import lab, product, store\n"
+            "try:\n"
+            "    lab.up(sys.argv[1], nodes=1, sites=1, bare=True, say=print)\n"
+            "    lab.kill(sys.argv[1], 'n1'); lab.start(sys.argv[1], 'n1')\n"
+            "    made = store.load(sys.argv[1])\n"
+            "    look = ['setpriv', '--reuid', '65534', '--clear-groups', 'python3', '-c', 'import xtreemos.names']\n"
+            "    look = ['env', 'PYTHONDONTWRITEBYTECODE=1', f'PYTHONPATH={sys.argv[2]}', *look]\n"
+            "    print(product.run_in(made, made.nodes[0], look))\n"
+            "    print(product.run_in(made, made.nodes[0], ['touch', f'{sys.argv[2]}/x']))\n"
+            "finally:\n"
+            "    lab.down(sys.argv[1])\n"
+        )
+        words = ["/usr/bin/python3", "-c", script, name, str(clone / "src")]
+        done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "returncode=0" in done.stdout
+        assert "Read-only file system" in done.stdout
+    finally:
+        shutil.rmtree(clone)
 
 
 def test_without_root_everything_is_refused_with_code_77():

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,15 +107,32 @@ def _mount_overlays(targets: tuple[str, ...]) -> None:
 
 def _show(path: Path, handle: int) -> None:
     """Let everybody in the node reach `path`, read-only, where the node's own folders or the host's modes hide it."""
+    closed = not os.fstat(handle).st_mode & 0o001
     hidden_by = next((Path(top) for top in _HIDDEN if path.is_relative_to(top)), None) or _closed_ancestor(path)
-    if hidden_by is None:
+    if hidden_by is None and not closed:
         return
-    if str(hidden_by) not in _HIDDEN:
+    if hidden_by is not None and str(hidden_by) not in _HIDDEN:
         linux.mount("tmpfs", str(hidden_by), "tmpfs", data="mode=0711")
-    elif hidden_by != path:
+    elif hidden_by is not None and hidden_by != path:
         hidden_by.chmod(hidden_by.stat().st_mode | 0o011)
     path.mkdir(parents=True, exist_ok=True)
-    linux.bind(handle, str(path), read_only=True)
+    if not closed:
+        linux.bind(handle, str(path), read_only=True)
+        return
+    linux.mount("tmpfs", str(path), "tmpfs", data="mode=0755")
+    for name in os.listdir(f"/proc/self/fd/{handle}"):  # a clone into a private folder: what is in it is open
+        _show_entry(handle, name, path / name)
+
+
+def _show_entry(folder: int, name: str, target: Path) -> None:
+    entry = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    mode = os.fstat(entry).st_mode
+    if stat.S_ISLNK(mode):
+        target.symlink_to(os.readlink(name, dir_fd=folder))
+    elif stat.S_ISDIR(mode) or stat.S_ISREG(mode):
+        target.mkdir() if stat.S_ISDIR(mode) else target.touch()
+        linux.bind(entry, str(target), read_only=True)
+    os.close(entry)
 
 
 def _closed_ancestor(path: Path) -> Path | None:
