@@ -271,7 +271,7 @@ def _become(hello: Hello, argv: list[bytes]) -> NoReturn:
 
 
 class LocalAgent:
-    """Answers `run [-n] [-T] -- PROG ARGS`, `whoami`, `ps` (prints its environment's N lines), and refuses `sub`."""
+    """Answers `run [-n] [-T] -- PROG ARGS`, `whoami`, `ps` (prints its environment's N lines), `nodes CODE`; refuses the rest; never answers `wait`."""
 
     def __init__(self) -> None:
         self.runs: dict[str, LocalRun] = {}
@@ -285,6 +285,8 @@ class LocalAgent:
             return self._run(hello, words)
         if command == b"ps":
             return Done(0, b"job\n" * int(hello.environment.get("N", "1")), b"")
+        if command == b"nodes":
+            return Done(int(words[0]))
         if command == b"whoami":
             return Done(3, b"alice\n", b"to stderr\n")
         if command == b"wait":

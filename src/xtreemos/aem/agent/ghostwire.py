@@ -209,7 +209,7 @@ def stop(signal: int) -> bytes:
 
 def line(text: str) -> bytes:
     """`L`: a line for the user on standard error."""
-    return b"L" + text.encode("utf-8", "replace")[: OUTPUT_BYTES_MAX]
+    return b"L" + text.encode("utf-8", "replace")[:OUTPUT_BYTES_MAX]
 
 
 def go_to(vo: str) -> bytes:
