@@ -23,6 +23,7 @@ HEADER = {"typ": "JWT", "alg": "ed25519-nkey"}
 TOKEN_BYTES_MAX = 1 << 20
 BACKDATE_S = 60
 _PART = re.compile(r"[A-Za-z0-9_-]+")
+_TEMPLATE_VALUE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _OWN_RIGHTS = (
     "pub",
     "sub",
@@ -238,6 +239,10 @@ def mint_user(
     `permissions` only if `signer` is the account key itself. Tags are `name:value`, lower case (the server folds them).
     """
     decode_public(user, KeyKind.USER)
+    # Both are put into the subjects of the role's template: more than one plain part would widen the role.
+    for text in (name, *(tag.partition(":")[2] for tag in tags)):
+        if not _TEMPLATE_VALUE.fullmatch(text):
+            raise BadToken("name", f"{text[:64]!r} cannot stand in a token")
     nats: dict[str, Any] = {"type": "user", "tags": list(tags)}
     if signer.public != account:
         nats["issuer_account"] = account

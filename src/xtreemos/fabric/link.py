@@ -64,7 +64,7 @@ class _TlsTransport(TcpTransport):
     """TLS from the first byte, and an end without farewell (a paused server would let us wait 30 s for its own)."""
 
     def __init__(self, tls: ssl.SSLContext, tls_name: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # nats-py has no types here
         self._tls = tls
         self._tls_name = tls_name
 
