@@ -54,7 +54,8 @@ def run(argv: list[str]) -> NoReturn:
     from xtreemos.aem import ghost_fallback
 
     os.environ.pop("XOS_GHOST_FALLBACK", None)
-    sys.exit(ghost_fallback.main(argv))
+    ghost_fallback.main(argv[0], argv[1:])
+    sys.exit(0)
 
 
 def register(app: typer.Typer) -> None:

@@ -147,8 +147,8 @@ def write_snapshot(path: Path, accounts: Iterable[Account], *, shell: str = "/bi
             "user": account.user,
             "vo": account.vo,
             "uid": account.uid,
-            "home": "/",  # never /home/NAME: outside sandboxes that may be a local person's
-            "sandbox_home": f"/home/{account.user}",
+            "home": f"/home/{account.unix_name}",  # never /home/NAME: that may be a local person's
+            "sandbox_home": f"/home/{account.unix_name}",  # the same path inside and outside
             "shell": shell,
         }
         for account in accounts

@@ -54,6 +54,26 @@ class NodePaths:
         """One folder per job attempt: bundle, spool, init's FIFO."""
         return self.private / "jobs"
 
+    @property
+    def userdb(self) -> Path:
+        """One folder per VO with the socket that its sandboxes ask for names."""
+        return self.run / "userdb"
+
+    @property
+    def snapshot(self) -> Path:
+        """The members that userdb answers for."""
+        return self.run / "userdb.json"
+
+    @property
+    def services(self) -> Path:
+        """What the supervisor keeps running."""
+        return self.private / "services.json"
+
+    @property
+    def fabric(self) -> Path:
+        """Configuration, certificates and data of the NATS server (core nodes)."""
+        return self.private / "fabric"
+
 
 def find_grid_dir(option: str | None = None) -> Path:
     """Tell which folder holds the grid's facts: option, XOS_GRID, the user's own, the machine's."""

@@ -20,12 +20,14 @@ import msgspec
 
 from xtreemos.aem.jobspec import JobSpec, carried_env
 from xtreemos.aem.manager.model import Cause, Ended, Said
-from xtreemos.aem.nodestore import Attempt, GroupCommit, NodeStore, Offer, plan_recovery
+from xtreemos.aem.nodestore import GroupCommit, NodeStore, Offer, plan_recovery
 from xtreemos.errors import NotFound, PermissionRefused, RemoteError, TryLater, XosError
 from xtreemos.fabric import rpc
 from xtreemos.foundation import query, sandbox
 from xtreemos.foundation.accounts import Accounts
-from xtreemos.foundation.cgroups import Cgroups, Limits
+from xtreemos.foundation.cgroups import Cgroups, cgroup_path
+from xtreemos.foundation.frames import Kind
+from xtreemos.foundation.jobd.model import REASON_JOBD
 from xtreemos.foundation.paths import NodePaths
 from xtreemos.foundation.sandbox import SandboxSpec
 from xtreemos.foundation.tools import native
@@ -64,6 +66,8 @@ class OwnerRefuses(PermissionRefused):
 class NoSuchJob(NotFound):
     """This node does not know the job (any more)."""
 
+    code = "job-not-here"
+
 
 @dataclass(slots=True)
 class Running:
@@ -91,10 +95,11 @@ class Running:
         return f"{self.job}.{self.attempt}"
 
 
-EndedHook = Callable[[str, int, dict[str, Any]], Awaitable[None]]
+DetachedEnded = Callable[[str, int, dict[str, Any], Cause], Awaitable[None]]
+JobdKnows = Callable[[dict[tuple[str, int], float | None], str], Awaitable[Any]]
 
 
-class NodeJobs:
+class LocalJobs:
     """Starts, follows and lists the jobs of this node."""
 
     def __init__(
@@ -125,11 +130,22 @@ class NodeJobs:
         self.allowed = allowed
         self.live: dict[str, Running] = {}
         self.life = ""
-        self.on_ended: EndedHook | None = None
+        self.on_detached_ended: DetachedEnded | None = None
+        self.on_jobd: JobdKnows | None = None
         self._jobd: rpc.Peer | None = None
         self._system = sandbox.probe_system()
         self._changed = asyncio.Condition()
         self._starting = 0
+        self._alive = asyncio.Event()
+
+    async def wait_life(self) -> None:
+        """Wait until jobd was asked what it has, so that store and jobd agree."""
+        await self._alive.wait()
+
+    async def tell_jobd_again(self) -> None:
+        """Compare store and jobd again: a VO was added that did not hear it."""
+        if self._jobd is not None:
+            self._jobd.close()
 
     # -- jobd ------------------------------------------------------------------------------------------------------------
 
@@ -157,13 +173,16 @@ class NodeJobs:
     async def _recover(self, peer: rpc.Peer) -> None:
         hello = await peer.call("hello", timeout_s=10)
         life = f"{hello['pid']}@{hello['started_at']}"
-        rows = (await peer.call("list", timeout_s=10))["jobs"]
+        rows = await peer.call("list", timeout_s=10)
         known = {split_key(row["job"]): row for row in rows}
-        plan = plan_recovery(self.store.live(), known, life)
         self.life = life
-        for attempt in plan.alive:
-            row = known[attempt.key]
-            self.live[row["job"]] = _running(row, attempt)
+        for key, row in known.items():
+            self.live[row["job"]] = _running(row, *key)
+        if self.on_jobd is not None:
+            await self.on_jobd({key: row.get("started_at") for key, row in known.items()}, life)
+        self._alive.set()
+        plan = plan_recovery(self.store.live("run"), known, life)
+        for row in known.values():
             if row.get("exit") is not None:
                 await self._ended(self.live[row["job"]], row["exit"])
         lost = [Ended(one.job, one.attempt, Cause.LOST, f"node {self.node} went down while it ran") for one in plan.lost]
@@ -171,21 +190,7 @@ class NodeJobs:
             await self.commit.do(self.store.ended, lost, time.time())
             for end in lost:
                 self.live.pop(f"{end.job}.{end.attempt}", None)
-                await self._tell_ended(end.job, end.attempt, {"code": None, "signal": None, "lost": True, "reason": end.reason})
-        for attempt in plan.launch:
-            await self._launch_again(attempt)
-
-    async def _launch_again(self, attempt: Attempt) -> None:
-        if self.relaunch is None:
-            return
-        try:
-            await self.relaunch(attempt)
-        except XosError as error:
-            log.warning("%s cannot start after a restart: %s", attempt.key, error)
-            await self.commit.do(self.store.ended, [Ended(attempt.job, attempt.attempt, Cause.REFUSED, error.line())], time.time())
-            await self._tell_ended(attempt.job, attempt.attempt, {"code": None, "signal": None, "lost": True, "reason": error.line()})
-
-    relaunch: Callable[[Attempt], Awaitable[None]] | None = None
+                await self._tell()
 
     async def _on_jobd_event(self, body: dict[str, Any]) -> None:
         running = self.live.get(str(body.get("job", "")))
@@ -201,18 +206,20 @@ class NodeJobs:
         running.exit = record
         running.state = "exited"
         running.left_at = time.monotonic()
-        cause = Cause.LOST if record.get("lost") else Cause.EXITED
-        await self.commit.do(self.store.ended, [Ended(running.job, running.attempt, cause, record.get("reason") or "", record)], time.time())
+        cause = Cause.LOST if record.get("reason") == REASON_JOBD else Cause.EXITED
+        if running.detached and self.on_detached_ended is not None:
+            await self.on_detached_ended(running.job, running.attempt, record, cause)
+        else:
+            end = Ended(running.job, running.attempt, cause, record.get("reason") or "", record)
+            await self.commit.do(self.store.ended, [end], time.time())
         if running.netns:
             self.give_net(running.netns)
             running.netns = None
-        await self._tell_ended(running.job, running.attempt, record)
+        await self._tell()
         if running.detached:
             await self.forget(running)
 
-    async def _tell_ended(self, job: str, attempt: int, record: dict[str, Any]) -> None:
-        if self.on_ended is not None:
-            await self.on_ended(job, attempt, record)
+    async def _tell(self) -> None:
         async with self._changed:
             self._changed.notify_all()
 
@@ -251,7 +258,9 @@ class NodeJobs:
         if spec.cpus is not None and spec.cpus > float(facts["cpus"]):
             raise NotMatching(f"node {self.node} has {facts['cpus']} cores, {spec.cpus:g} are wanted")
         if spec.memory_bytes is not None and spec.memory_bytes > int(facts["memory"]):
-            raise NotMatching(f"node {self.node} has {int(facts['memory']) >> 20} MiB of memory, {spec.memory_bytes >> 20} are wanted")
+            raise NotMatching(
+                f"node {self.node} has {int(facts['memory']) >> 20} MiB of memory, {spec.memory_bytes >> 20} are wanted"
+            )
         self.allowed(spec, sid)
         if self.free <= 0:
             raise NodeFull(f"node {self.node} is full ({self.slots} jobs)", "wait, or ask for another node")
@@ -296,8 +305,8 @@ class NodeJobs:
         try:
             folder = self.paths.jobs / key
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            group = self.cgroups.create(key, Limits(cpus=spec.cpus, memory_bytes=spec.memory_bytes, pids_max=PIDS_MAX))
-            bundle = sandbox.write_bundle(folder, self._sandbox(spec, uid, home, folder, group.path, netns, bool(fds)))
+            group = cgroup_path(self.cgroups.tag, key)
+            bundle = sandbox.write_bundle(folder, self._sandbox(spec, uid, home, folder, group, netns, bool(fds)))
             running = Running(
                 spec.job, attempt, spec.user, spec.vo, sid, command_line(spec), spec.retry > 0, spec.detached, spec.tty is not None, time.time(),
                 netns=netns,
@@ -308,10 +317,9 @@ class NodeJobs:
                 "stdio": "fds" if fds else stdio or ("spool" if spec.detached else "pty" if spec.tty else "pipes"),
                 "rows": spec.tty.rows if spec.tty else 24,
                 "cols": spec.tty.cols if spec.tty else 80,
-                "spool_dir": str(folder / "spool"),
-                "spool_bytes_max": SPOOL_BYTES_MAX,
+                **({"spool_dir": str(folder / "spool"), "spool_bytes_max": SPOOL_BYTES_MAX} if spec.detached else {}),
                 "wall_s": spec.wall_s,
-                "cgroup": group.path,
+                "cgroup": {"cpus": spec.cpus, "memory_bytes": spec.memory_bytes, "pids_max": PIDS_MAX},
                 "meta": _meta(running),
             }
             self.live[key] = running
@@ -376,7 +384,9 @@ class NodeJobs:
         peer = await rpc.connect_unix(self.paths.jobd_socket)
         running.attached += 1
         try:
-            inner = peer.open("attach", {"job": running.key, "offsets": params.get("offsets") or {}, "steal": bool(params.get("steal"))})
+            inner = peer.open(
+                "attach", {"job": running.key, "offsets": params.get("offsets") or {}, "steal": bool(params.get("steal"))}
+            )
             up = asyncio.create_task(_pump(call, inner, peer), name=f"up {running.key}")
             try:
                 result = await _pump(inner, call, call.peer)
@@ -393,6 +403,30 @@ class NodeJobs:
             running.attached -= 1
             running.left_at = time.monotonic()
             peer.close()
+
+    async def describe(self, running: Running) -> JobSpec:
+        """Return what a foreground job was started as.
+
+        Raises:
+            NoSuchJob: it is a detached one, which has no terminal to attach to.
+        """
+        attempts = [one for one in self.store.get(running.job) if one.attempt == running.attempt and one.record]
+        if not attempts or running.detached:
+            raise NoSuchJob(f"job {running.job} has no terminal to attach to", f"follow its output: xos logs -f {running.job}")
+        return msgspec.msgpack.decode(attempts[0].record, type=JobSpec)
+
+    def spool_of(self, job: str, user: str, vo: str) -> tuple[Path, Callable[[], bool]]:
+        """Return the folder of a detached job's output, and a function that tells whether it has ended.
+
+        Raises:
+            NoSuchJob: not known here, not the user's, or not detached.
+        """
+        attempts = [one for one in self.store.get(job) if one.user == user and one.origin == "sub"]
+        key = f"{job}.{attempts[-1].attempt}" if attempts else ""
+        live = self.live.get(key)
+        if not attempts or (live is not None and live.vo != vo):
+            raise NoSuchJob(f"node {self.node} has no output of a job {job} of yours", "see `xos ps -a`")
+        return self.paths.jobs / key / "spool", lambda: key not in self.live
 
     async def wait_change(self) -> None:
         """Wait until some job of this node ended."""
@@ -429,7 +463,7 @@ class NodeJobs:
             row["cpu_s"] = float(running.exit.get("user_s", 0)) + float(running.exit.get("system_s", 0))
             return row
         with contextlib.suppress(OSError, XosError):
-            stats = self.cgroups.stats(self.cgroups.group(running.key))
+            stats = self.cgroups.stats(self.cgroups.adopt(running.key))
             row |= {"cpu_s": stats.cpu_s, "memory_bytes": stats.memory_bytes, "pids": stats.pids}
         return row
 
@@ -438,7 +472,7 @@ async def _pump(source: rpc.Call, target: rpc.Call, target_peer: rpc.Peer) -> An
     """Copy frames until RESULT; raises what `source` raises."""
     while True:
         frame = await source.receive()
-        if frame.kind == rpc.Kind.RESULT:
+        if frame.kind is Kind.RESULT:
             return frame.body
         target.forward(frame)
         await target_peer.drain()
@@ -474,12 +508,19 @@ def _meta(running: Running) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _running(row: dict[str, Any], attempt: Attempt) -> Running:
+def _running(row: dict[str, Any], job: str, attempt: int) -> Running:
     meta = row.get("meta") or {}
     return Running(
-        attempt.job, attempt.attempt, attempt.user, str(meta.get("vo", "")), str(meta.get("sid", "")), attempt.name, attempt.leased,
-        bool(meta.get("detached")), bool(meta.get("tty")), float(meta.get("started_at") or attempt.accepted_at), str(row.get("state", "running")),
-        meta.get("netns"),
-    )  # fmt: skip
-
-
+        job=job,
+        attempt=attempt,
+        user=str(meta.get("user", "")),
+        vo=str(meta.get("vo", "")),
+        sid=str(meta.get("sid", "")),
+        name=str(meta.get("name", "")),
+        leased=bool(meta.get("leased")),
+        detached=bool(meta.get("detached")),
+        tty=bool(meta.get("tty")),
+        started_at=float(meta.get("started_at") or 0),
+        state=str(row.get("state", "running")),
+        netns=meta.get("netns"),
+    )

@@ -13,6 +13,7 @@ from typing import Any
 
 from xtreemos.errors import RemoteError, Unreachable
 from xtreemos.fabric import rpc
+from xtreemos.fabric.caller import Caller
 from xtreemos.fabric.rpc import Peer
 from xtreemos.vo.credentials import SessionKeys
 from xtreemos.vo.document import Trust, open_document
@@ -147,7 +148,7 @@ async def fetch_trust(token: Token) -> tuple[Trust, dict[str, Any]]:
 
     The first connection verifies nothing by itself (there is nothing to verify with yet) and sends nothing but the question.
     """
-    import ssl  # noqa: PLC0415  # only here is an unverified context right, so it is not at hand elsewhere
+    import ssl  # only here is an unverified context right, so it is not at hand elsewhere
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -162,7 +163,7 @@ async def fetch_trust(token: Token) -> tuple[Trust, dict[str, Any]]:
                 port,
                 context,
                 cda_dns(token.vo),
-                identify=lambda _ssl, address: rpc.Caller("anonymous", address=address),
+                identify=lambda _ssl, address: Caller("anonymous", address=address),
                 timeout_s=CONNECT_S,
             )
         except Unreachable as error:

@@ -16,16 +16,15 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from xtreemos.errors import PermissionRefused
 from xtreemos.fabric.caller import Caller
+from xtreemos.vo.admission import Admission
 from xtreemos.vo.document import Trust
 from xtreemos.vo.x509 import cda_dns, verify_node_x509, verify_x509, vo_dns
 
-Revoked = Callable[[Caller, int], bool]
 
+class NotServed(PermissionRefused):
+    """The connection is for a VO that this node does not serve, or reached another node than it should; it ends."""
 
-class Refused(PermissionRefused):
-    """The other side's credential is not valid here (or no more); the connection ends."""
-
-    code = "bad-credential"
+    code = "not-served"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,29 +68,30 @@ def client_context(trust: Trust, identity: Identity | None = None) -> ssl.SSLCon
 class Gate:
     """The server's side: contexts per VO behind one listener, and who the client is."""
 
-    def __init__(self, now: Callable[[], float], revoked: Revoked) -> None:
-        self._now = now
-        self._revoked = revoked
+    def __init__(self) -> None:
         self._contexts: dict[str, ssl.SSLContext] = {}
-        self._trusts: dict[int, Trust] = {}
+        self._admissions: dict[ssl.SSLContext, Admission] = {}
         # A client that asks for no VO's name of ours gets no certificate at all: the handshake fails.
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_3
         self.context.sni_callback = self._choose
 
-    def set_identity(self, vo: str, identity: Identity) -> None:
-        """Serve `vo` from now on with these credentials (again after each renewal)."""
+    def set_identity(self, identity: Identity, admission: Admission) -> None:
+        """Serve a VO from now on with these credentials (again after each renewal)."""
         context = _context(ssl.PROTOCOL_TLS_SERVER, identity.trust)
         context.verify_mode = ssl.CERT_OPTIONAL
         _load(context, identity)
-        for name in (vo_dns(vo), cda_dns(vo)):
+        for name in (vo_dns(identity.trust.vo), cda_dns(identity.trust.vo)):
+            self._admissions.pop(self._contexts.get(name, context), None)
             self._contexts[name] = context
-        self._trusts[id(context)] = identity.trust
+        self._admissions[context] = admission
 
     def remove(self, vo: str) -> None:
         """Serve `vo` no more."""
         for name in (vo_dns(vo), cda_dns(vo)):
-            self._contexts.pop(name, None)
+            context = self._contexts.pop(name, None)
+            if context is not None:
+                self._admissions.pop(context, None)
 
     def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, _context: ssl.SSLContext) -> int | None:
         context = self._contexts.get(name or "")
@@ -104,18 +104,15 @@ class Gate:
         """Name the client of an accepted connection.
 
         Raises:
-            Refused: the VO is not served, or the certificate fails our verifier or is revoked.
+            NotServed: the VO is not served. BadCredential: refused, with the reason; audited.
         """
-        trust = self._trusts.get(id(connection.context))
-        if trust is None:
-            raise Refused("this VO is not served here")
+        admission = self._admissions.get(connection.context)
+        if admission is None:
+            raise NotServed("this VO is not served here")
         der = connection.getpeercert(binary_form=True)
         if not der:
-            return Caller("anonymous", vo=trust.vo, address=address)
-        caller, issued_at = verify_x509([der], trust, int(self._now()))
-        if self._revoked(caller, issued_at):
-            raise Refused(f"the credential of {caller} was revoked", "log in again, or ask the VO's administrator")
-        return replace(caller, address=address)
+            return Caller("anonymous", vo=admission.trust.vo, address=address)
+        return admission.x509([der], address)
 
 
 def identify_node(
@@ -127,7 +124,7 @@ def identify_node(
         der = connection.getpeercert(binary_form=True)
         caller, _issued_at = verify_node_x509([der or b""], trust, int(now()))
         if expected is not None and caller.name != expected:
-            raise Refused(f"{address} is node {caller.name}, not {expected}")
+            raise NotServed(f"{address} is node {caller.name}, not {expected}")
         return replace(caller, address=address)
 
     return identify

@@ -272,15 +272,7 @@ class Commands:
         first = await call.receive()
         spec: JobSpec = from_wire(first.body["spec"])
         placement = Placement(row["node"], call, int(first.body["attempt"]))
-        run = RemoteRun(
-            spec,
-            placement,
-            place=self.core.place,
-            reattach=self.core.reattach,
-            token=chosen.job,
-            retryable=False,
-            offsets=first.body["offsets"],
-        )
+        run = RemoteRun(spec, placement, place=self.core.place, reattach=self.core.reattach, retryable=False, joined=True)
         self.core.runs[spec.job] = run
         run.on_done(lambda: self.core.runs.pop(spec.job, None))
         if spec.tty is not None and hello.tty is not None:

@@ -66,14 +66,15 @@ class RemoteRun:
         place: Place,
         reattach: Reattach,
         retryable: bool,
-        offsets: dict[str, int] | None = None,
+        joined: bool = False,
     ) -> None:
+        """`joined`: attached to a job that ran before; its streams go on where they are, not at 0."""
         self.spec = spec
         self.token = spec.job
         self.wants_tty = spec.tty is not None
         self._placement = placement
         self._placed = asyncio.Event()
-        if placement is not None:
+        if placement is not None and not joined:
             self._placed.set()
         self._place = place
         self._reattach = reattach
@@ -81,8 +82,7 @@ class RemoteRun:
         self._events: asyncio.Queue[RunEvent] = asyncio.Queue(EVENTS_MAX)
         self._winsize = spec.tty
         self._reset_streams()
-        for stream, offset in (offsets or {}).items():  # attached to a job that ran before: what others read is not ours
-            self._outputs[int(stream)].offset = self._consumed[int(stream)] = offset
+        self._joining = {0, 1, 2} if joined else set()
         self._replay: list[bytes] = []
         self._replay_bytes = 0
         self._stdin_end_wanted = False
@@ -237,6 +237,9 @@ class RemoteRun:
     async def _on_frame(self, frame: Frame) -> bool:
         if frame.kind is Kind.DATA:
             window = self._outputs[frame.stream]
+            if frame.stream in self._joining:
+                self._joining.discard(frame.stream)
+                window.offset = self._consumed[frame.stream] = frame.offset
             fresh = window.accept(frame.offset, frame.body)
             if fresh:
                 await self._events.put(Output(frame.stream, fresh))
@@ -260,7 +263,12 @@ class RemoteRun:
         elif kind == "state" and body.get("state") == "running":
             await self._events.put(Continued())
         elif kind == "attached":
-            self._resend(int(body.get("stdin", 0)))
+            accepted = int(body.get("stdin", 0))
+            if STDIN in self._joining:
+                self._joining.discard(STDIN)
+                self._stdin.acked = self._stdin.sent = accepted
+                self._on_placed()
+            self._resend(accepted)
         elif kind == "stdin-closed":
             self._stdin_closed.set()
             self._room.set()
@@ -311,12 +319,10 @@ class RemoteRun:
             except (Unreachable, TryLater):
                 if not said and time.monotonic() - since > SAY_AFTER_S:
                     said = True
-                    await self._events.put(
-                        (Message(f"xos: no contact with node {self.placement.node}; waiting up to {LOST_S:g} s"), None)
-                    )
+                    await self._events.put(Message(f"xos: no contact with node {self.placement.node}; waiting up to {LOST_S:g} s"))
                 await asyncio.sleep(RECONNECT_EVERY_S)
             except RemoteError as error:
-                if error.code != "not-found":
+                if error.code != "job-not-here":
                     raise
                 break  # the node answers and knows the job no more: it died and came back, or fenced it
         return await self._start_again(f"node {self.placement.node} died")

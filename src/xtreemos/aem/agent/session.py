@@ -84,7 +84,16 @@ class Session:
     def keep(self) -> None:
         """Put the session into the kernel's keyring, until the credentials expire."""
         left_s = max(1, self.credentials.expires_at - int(time.time()))
-        keyring.put(keyring_name(self.entry.vo), pack(self.issued), timeout_s=left_s)
+        try:
+            keyring.add(keyring_name(self.entry.vo), pack(self.issued), keyring=keyring.USER_KEYRING, timeout_s=left_s)
+        except keyring.KeyringFailed as error:
+            log.warning("%s; if this agent dies you must log in again", error)
+
+    def forget(self) -> None:
+        """Take the session out of the keyring."""
+        key = keyring.find(keyring_name(self.entry.vo), keyring=keyring.USER_KEYRING)
+        if key is not None:
+            keyring.revoke(key)
 
     async def renew_for_ever(self) -> None:
         """Renew at half of the credentials' life; ends when the session is over or was revoked."""
@@ -133,7 +142,7 @@ def unpack(data: bytes) -> Issued:
     kept = msgspec.msgpack.decode(data, type=_Kept)
     keys = SessionKeys(
         serialization.load_ssh_private_key(kept.ssh, None),  # type: ignore[arg-type]  # `pack` wrote an Ed25519 key
-        nkeys.from_seed(kept.nats),
+        nkeys.KeyPair.from_seed(kept.nats),
         serialization.load_pem_private_key(kept.x509, None),  # type: ignore[arg-type]  # `pack` wrote a P-256 key
     )
     trust = open_document(kept.document, root_sha256=kept.root_sha256)
@@ -142,8 +151,11 @@ def unpack(data: bytes) -> Issued:
 
 def kept_session(entry: VoEntry) -> Session | None:
     """Return the session that an earlier agent left in the keyring, if it is still good."""
-    data = keyring.get(keyring_name(entry.vo))
-    if data is None:
+    key = keyring.find(keyring_name(entry.vo), keyring=keyring.USER_KEYRING)
+    if key is None:
         return None
-    issued = unpack(data)
+    try:
+        issued = unpack(keyring.read(key))
+    except keyring.KeyringFailed:
+        return None
     return Session(entry, issued) if issued.credentials.expires_at > time.time() else None

@@ -1,0 +1,468 @@
+"""`python -m xtreemos.node.xosd --dir DIR`: the daemon that decides on one node. Only here are the rooms wired together.
+
+It may be killed or upgraded at any time: jobs live under jobd, what was accepted is in the store, what is true of the VO is in the
+fabric; everything here is built again from those three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+
+from xtreemos.aem.jobspec import JobSpec
+from xtreemos.aem.manager.fabricport import FabricPort
+from xtreemos.aem.manager.model import Capacity
+from xtreemos.aem.manager.signed import Submission
+from xtreemos.aem.nodejobs import ContactFile, Hooks
+from xtreemos.aem.nodejobs import NodeJobs as DetachedJobs
+from xtreemos.aem.nodestore import GroupCommit, NodeStore
+from xtreemos.errors import NotFound, PermissionRefused, RemoteError, UsageError, XosError
+from xtreemos.fabric import rpc, subjects
+from xtreemos.fabric.caller import Caller, CallerKind
+from xtreemos.fabric.link import Message
+from xtreemos.fabric.rpc import Handler, Server, ServerCall
+from xtreemos.fabric.sysaccount import SystemAccount
+from xtreemos.foundation import query
+from xtreemos.foundation.accounts import Accounts
+from xtreemos.foundation.cgroups import Cgroups
+from xtreemos.foundation.facts import live_facts, static_facts
+from xtreemos.foundation.paths import NATS_PORT, RPC_PORT, NodePaths
+from xtreemos.names import check_user, check_vo
+from xtreemos.node import joining
+from xtreemos.node.config import NodeConfig, load_node, save_node
+from xtreemos.node.guests import Guests
+from xtreemos.node.jobs import SLOTS_PER_CPU, LocalJobs, NoSuchJob
+from xtreemos.node.policies import Policies
+from xtreemos.node.service import JobService, guarded
+from xtreemos.node.vo_runtime import VoRuntime, connect_system, mint_vo_account, save_credential
+from xtreemos.vo.founding import GridSecrets, found_vo, load_grid, save
+from xtreemos.vo.grid import VoEntry
+from xtreemos.vo.grid import load_grid as load_grid_file
+from xtreemos.vo.grid import save_grid, with_entry
+from xtreemos.vo.model import Revocation
+from xtreemos.vo.tls import Gate
+
+log = logging.getLogger("xtreemos.node.xosd")
+
+FACTS_S = 2.0  # live facts are read at most this often
+FDS_TICKET_S = 10.0
+
+
+class Xosd:
+    """The daemon. `main` runs until it is told to end."""
+
+    def __init__(self, directory: Path) -> None:
+        self.paths = NodePaths(directory)
+        self.config: NodeConfig = load_node(self.paths)
+        self.grid: GridSecrets | None = load_grid(self.paths.private) if self.config.core else None
+        self.vos: dict[str, VoRuntime] = {}
+        self.gate = Gate()
+        self.system: SystemAccount | None = None
+        self.store = NodeStore(self.paths.private / "jobs.sqlite")
+        self.commit = GroupCommit(self.store, ThreadPoolExecutor(1, "store"))
+        self.accounts = Accounts(self.paths.private / "accounts.sqlite")
+        self.policies = Policies(self.paths.private)
+        self.guests = Guests(self.paths, self.accounts)
+        self._facts = static_facts(self.config.name, self.paths.dir, self.paths.private / "tags")
+        self._live_facts: tuple[float, dict[str, Any]] = (0.0, {})
+        self.slots = self.config.slots or SLOTS_PER_CPU * int(self._facts["cpus"])
+        self.nets: Any = None
+        self.jobs = LocalJobs(
+            paths=self.paths,
+            node=self.config.name,
+            facts=self.facts,
+            slots=self.slots,
+            store=self.store,
+            commit=self.commit,
+            accounts=self.accounts,
+            cgroups=Cgroups.detect(self.config.name),
+            take_net=self._take_net,
+            give_net=self._give_net,
+            allowed=self._allowed,
+        )
+        self.service = JobService(self.jobs)
+        self.detached: dict[str, DetachedJobs] = {}
+        self.draining = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._servers: list[Server] = []
+        self._stop = asyncio.Event()
+
+    # -- facts -----------------------------------------------------------------------------------------------------------
+
+    def facts(self) -> Mapping[str, Any]:
+        """Return everything this node says of itself."""
+        now = time.monotonic()
+        if now - self._live_facts[0] > FACTS_S:
+            self._live_facts = (now, live_facts(self.paths.dir))
+        users = sorted({one.user for one in self.jobs.live.values()})
+        return {**self._facts, **self._live_facts[1], "users": users}
+
+    def _allowed(self, spec: JobSpec, sid: str) -> None:
+        if self.draining:
+            raise PermissionRefused(f"node {self.config.name} is leaving the grid", "use another node")
+        self.policies.check_run(spec, sid, self.config.name)
+
+    async def _take_net(self) -> str | None:
+        return None if self.nets is None else str(await self.nets.take())
+
+    def _give_net(self, path: str) -> None:
+        if self.nets is not None:
+            self.nets.give_back(path)
+
+    # -- tasks -----------------------------------------------------------------------------------------------------------
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Start a task that belongs to the daemon; its failure is a bug and ends the daemon (the supervisor starts it again)."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("task %s failed; xosd ends and is started again", task.get_name(), exc_info=task.exception())
+            self._stop.set()
+
+    # -- life ------------------------------------------------------------------------------------------------------------
+
+    async def main(self) -> int:
+        """Serve until SIGTERM (0) or a failure inside (1)."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        await self._start()
+        log.info("node %s serves %s", self.config.name, ", ".join(self.vos) or "no VO yet")
+        await self._stop.wait()
+        await self._close()
+        return 0
+
+    async def _start(self) -> None:
+        self._servers.append(await rpc.serve_unix(self.paths.admin_socket, self._admin_methods(), mode=0o600, allowed_uid=0))
+        self.jobs.on_detached_ended = self._detached_ended
+        self.jobs.on_jobd = self._jobd_knows
+        if self.config.network != "none":
+            from xtreemos.node.nets import open_pool  # noqa: PLC0415  # a node without job networks needs none of it
+
+            self.nets = await open_pool(self.paths, self.config)
+        if self.grid is not None:
+            self.system = await connect_system(self.config, self.grid, self.paths)
+        grid_file = load_grid_file(self.paths.dir) if self.paths.grid_json.exists() else None
+        for vo in self.config.vos:
+            assert grid_file is not None, "a node of a VO has a grid file"
+            await self._open_vo(grid_file.entry(vo))
+        self._servers.append(await rpc.serve_tls("0.0.0.0", RPC_PORT, self.gate.context, self._methods(), self.gate.identify))  # noqa: S104
+        self.spawn(self.jobs.follow(), "follow jobd")
+        self.spawn(self.jobs.reap_orphans(), "orphans")
+
+    async def _close(self) -> None:
+        for server in self._servers:
+            await server.close()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.remove_done_callback(self._ended)
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for runtime in self.vos.values():
+            await runtime.close()
+
+    async def _open_vo(self, entry: VoEntry) -> VoRuntime:
+        runtime = await VoRuntime.open(node=self.config.name, entry=entry, folder=self._vo_folder(entry.vo), core=self.config.core)
+        self.vos[entry.vo] = runtime
+        runtime.on_users = lambda: self.guests.update(self.vos)
+        runtime.on_revoked = lambda key, record: self._revoked(runtime, key, record)
+        runtime.on_renewed = lambda: self.gate.set_identity(runtime.issued.identity, runtime.admission)
+        self.gate.set_identity(runtime.issued.identity, runtime.admission)
+        self.guests.add_vo(entry.vo)
+        if self.config.core:
+            self.spawn(self._serve_core(runtime), f"core {entry.vo}")
+        else:
+            self.spawn(runtime.run(self.spawn), f"vo {entry.vo}")
+        await runtime.fabric.subscribe(subjects.nodes("query"), lambda message: self._answer_query(runtime, message), concurrency=4)
+        self.detached[entry.vo] = self._detached_jobs(runtime)
+        self.spawn(self._run_detached(self.detached[entry.vo]), f"detached {entry.vo}")
+        return runtime
+
+    async def _serve_core(self, runtime: VoRuntime) -> None:
+        assert self.grid is not None
+        assert self.system is not None
+        while True:
+            try:
+                await runtime.fabric.wait_connected(60)
+                await runtime.serve_core(self.grid, self.system, lambda node, facts: self._welcome(runtime, node, facts))
+                break
+            except XosError as error:
+                log.warning("VO %s: the fabric is not ready: %s; again", runtime.vo, error)
+                await asyncio.sleep(1.0)
+        await runtime.run(self.spawn)
+
+    def _vo_folder(self, vo: str) -> Path:
+        return self.paths.private / "vo" / vo
+
+    # -- detached jobs ---------------------------------------------------------------------------------------------------
+
+    def _detached_jobs(self, runtime: VoRuntime) -> DetachedJobs:
+        hooks = Hooks(
+            verify=runtime.verify_submission,
+            admit=self._admit_detached,
+            launch=self._launch_detached,
+            signal=self._signal_detached,
+            capacity=lambda: Capacity(self.slots, float(self._facts["cpus"]) * SLOTS_PER_CPU, int(self._facts["memory"])),
+            facts=lambda: (int(self._live_facts[0]), dict(self.facts())),
+            draining=lambda: self.draining,
+            clock_s=lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+            wall_at=time.time,
+        )
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        contact = ContactFile(self.paths.private / f"contact-{runtime.vo}", boot)
+        return DetachedJobs(
+            FabricPort(runtime.fabric), self.config.name, self.store, self.commit, hooks, clock_id=boot, contact=contact
+        )
+
+    async def _run_detached(self, detached: DetachedJobs) -> None:
+        await self.jobs.wait_life()
+        await detached.run()
+
+    async def _jobd_knows(self, known: dict[tuple[str, int], float | None], life: str) -> None:
+        for detached in self.detached.values():
+            await detached.recover(known, life)
+
+    async def _admit_detached(self, submission: Submission, _attempt: int) -> None:
+        error = self.jobs.refusal(submission.spec, submission.caller.sid)
+        if error is not None:
+            raise error
+
+    async def _launch_detached(self, submission: Submission, attempt: int) -> float:
+        try:
+            running = await self.jobs.start(submission.spec, attempt=attempt, sid=submission.caller.sid)
+        except RemoteError as error:
+            if error.code == "job-exists":
+                return time.time()
+            raise
+        return running.started_at
+
+    async def _signal_detached(self, job: str, attempt: int, number: int) -> None:
+        await self.jobs.signal(self.jobs.find(job, None, attempt), number)
+
+    async def _detached_ended(self, job: str, attempt: int, record: dict[str, Any], cause: Any) -> None:
+        vo = self.jobs.live[f"{job}.{attempt}"].vo
+        await self.detached[vo].ended(job, attempt, record, cause)
+
+    # -- what the fabric asks --------------------------------------------------------------------------------------------
+
+    async def _answer_query(self, runtime: VoRuntime, message: Message) -> bytes | None:
+        """Answer `nodes.query`: this node judges by itself whether it matches. `all`: say so also if it does not."""
+        asked = msgspec.msgpack.decode(message.data)
+        facts = self.facts()
+        answer: dict[str, Any] = {"members": max(1, len(runtime.nodes))}
+        try:
+            matches = query.parse(asked.get("where")).matches(facts)
+        except query.BadQuery:
+            return None
+        if matches:
+            answer["candidate"] = {
+                "node": self.config.name,
+                "address": self.config.address,
+                "port": RPC_PORT,
+                "free": 0 if self.draining else self.jobs.free,
+                "running": self.jobs.running_count,
+                "facts": facts,
+            }
+        elif not asked.get("all"):
+            return None
+        return msgspec.msgpack.encode(answer)
+
+    # -- methods ---------------------------------------------------------------------------------------------------------
+
+    def _methods(self) -> dict[str, Handler]:
+        """What the TLS listener offers; `cda.*` checks callers by itself."""
+        names = (
+            "challenge", "login", "renew", "logout", "whoami", "sessions", "revoke_session", "invite", "accept", "set_password", "members",
+            "suspend", "restore", "remove", "set_roles", "resource_invite", "join_node", "renew_node", "remove_node", "node_list", "trust",
+            "issuing_keys",
+        )  # fmt: skip
+        table = {f"cda.{name}": self._cda(name) for name in names}
+        anybody: frozenset[CallerKind] = frozenset({"anonymous", "user", "node"})
+        return {
+            **table,
+            **self.service.methods(),
+            "ping": guarded(anybody, _ping),
+            "grid.facts": guarded(anybody, self._grid_facts),
+        }
+
+    def _cda(self, name: str) -> Handler:
+        async def handle(call: ServerCall) -> Any:
+            runtime = self.vos.get(call.caller.vo)
+            if runtime is None or runtime.cda is None:
+                raise NotFound(f"node {self.config.name} is no core node of VO {call.caller.vo}", "ask a core node")
+            return await runtime.cda.call(name, call.caller, call.params)
+
+        return handle
+
+    async def _grid_facts(self, call: ServerCall) -> Any:
+        """Tell where the VO is to be found: what a client writes into its grid file."""
+        return self._facts_of(call.caller.vo)
+
+    def _facts_of(self, vo: str) -> dict[str, Any]:
+        entry = self.vos[vo].entry
+        return {"grid": entry.grid, "endpoints": list(entry.endpoints), "fabric": list(entry.fabric)}
+
+    async def _welcome(self, runtime: VoRuntime, node: str, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a joining node is told beside its credentials."""
+        assert self.grid is not None
+        told = self._facts_of(runtime.vo)
+        if facts["core"]:
+            told["core"] = joining.core_parcel(self.grid, node, tuple(facts["addresses"]))
+        return told
+
+    async def _revoked(self, runtime: VoRuntime, key: str, record: Revocation) -> None:
+        """Drop connections and end programs of what was revoked."""
+        _word, kind, name = key.split(".", 2)
+        for server in self._servers:
+            for peer in list(server.peers):
+                caller = peer.caller
+                if caller.vo == runtime.vo and name in ((caller.sid,) if kind == "sid" else (caller.name,)):
+                    log.info("revoked: connection of %s ends", caller)
+                    peer.close()
+        for running in list(self.jobs.live.values()):
+            hit = running.sid == name if kind == "sid" else kind == "user" and running.user == name
+            if running.vo == runtime.vo and hit and running.exit is None and (kind == "user" or not running.detached):
+                log.info("revoked: %s of %s ends", running.key, running.user)
+                with contextlib.suppress(NoSuchJob, RemoteError):
+                    await self.jobs.signal(running, signal.SIGHUP)
+                    await self.jobs.signal(running, signal.SIGKILL)
+
+    # -- this machine's commands -----------------------------------------------------------------------------------------
+
+    def _admin_methods(self) -> dict[str, Handler]:
+        root: frozenset[CallerKind] = frozenset({"local"})
+        table = {
+            "ping": _ping,
+            "status": self._status,
+            "vo.create": self._vo_create,
+            "vo.joined": self._vo_joined,
+            "leave": self._leave,
+        }
+        return {name: guarded(root, handler) for name, handler in table.items()}
+
+    async def _status(self, _call: ServerCall) -> Any:
+        rows = []
+        for vo, runtime in sorted(self.vos.items()):
+            state = runtime.fabric.state
+            rows.append({
+                "vo": vo, "connected": state.connected, "server": state.server, "reason": state.reason, "cut_s": round(runtime.fabric.cut_s(), 1),
+                "members": len(runtime.users), "nodes": len(runtime.nodes), "cda": runtime.cda is not None,
+                "manager": runtime.manager.leads if runtime.manager else False,
+            })  # fmt: skip
+        return {
+            "node": self.config.name, "address": self.config.address, "core": self.config.core, "grid": self.config.grid, "pid": os.getpid(),
+            "jobs": self.jobs.running_count, "free": self.jobs.free, "jobd": self.jobs.life != "", "vos": rows,
+        }  # fmt: skip
+
+    async def _vo_create(self, call: ServerCall) -> Any:
+        """Found a VO on this grid and make this node its first resource; answers the administrator's invitation."""
+        vo, admin = check_vo(str(call.params.get("vo"))), check_user(str(call.params.get("admin")))
+        if self.grid is None or self.system is None:
+            raise UsageError("this node is not the founding node of a grid", "run it there")
+        if vo in self.config.vos:
+            raise UsageError(f"VO {vo} exists already", "see `xos vo list`")
+        founding = found_vo(vo, int(time.time()), fabric_ca=self.grid.fabric_ca_pem)
+        folder = self._vo_folder(vo)
+        save(folder, founding.secrets)
+        root = save(folder, founding.root)
+        trust = joining.trust_of(founding.secrets)
+        await self.system.push_account(mint_vo_account(trust, self.grid, {}, int(time.time())))
+        entry = VoEntry(
+            vo=vo,
+            root_sha256=founding.secrets.root_sha256,
+            document=founding.secrets.document,
+            endpoints=[f"{self.config.address}:{RPC_PORT}"],
+            fabric=[f"{self.config.address}:{NATS_PORT}"],
+            grid=self.grid.name,
+        )
+        save_credential(folder, joining.provisional(founding.secrets, self.config.name))
+        runtime = await joining.open_first(self.config.name, entry, folder, self.grid, self.system, self._welcome)
+        assert runtime.cda is not None
+        issued = await joining.join_self(runtime.cda, trust, self.paths, self.config)
+        save_credential(folder, issued)
+        invitation = await runtime.cda.call("invite", Caller("local", uid=0), {"user": admin, "roles": ["admin", "member"]})
+        await runtime.close()
+        self._remember(entry)
+        await self._open_vo(entry)
+        await joining.wait_served(self.vos[vo])
+        return {"vo": vo, "invite": invitation["token"], "admin": admin, "root_key": str(root)}
+
+    def _remember(self, entry: VoEntry) -> None:
+        grid_file = load_grid_file(self.paths.dir) if self.paths.grid_json.exists() else joining.EMPTY_GRID
+        save_grid(self.paths.dir, msgspec.structs.replace(with_entry(grid_file, entry), node=self.config.name))
+        if entry.vo not in self.config.vos:
+            self.config = msgspec.structs.replace(self.config, vos=[*self.config.vos, entry.vo])
+            save_node(self.paths, self.config)
+
+    async def _vo_joined(self, call: ServerCall) -> Any:
+        """`xos join` stored new credentials: serve that VO too."""
+        vo = check_vo(str(call.params.get("vo")))
+        self.config = load_node(self.paths)
+        if vo not in self.vos:
+            await self._open_vo(load_grid_file(self.paths.dir).entry(vo))
+            await self.jobs.tell_jobd_again()
+        return {"vo": vo}
+
+    async def _leave(self, call: ServerCall) -> Any:
+        """Take this node out of a VO: no new jobs, the running ones end (at once, or by themselves with `drain`)."""
+        vo = check_vo(str(call.params.get("vo")))
+        runtime = self.vos.get(vo)
+        if runtime is None:
+            raise NotFound(f"this node is no resource of VO {vo}", "see `xos status`")
+        if self.config.core:
+            raise UsageError("a core node cannot leave: it carries the VO's fabric", "move the core role first")
+        self.draining = True
+        for running in [one for one in self.jobs.live.values() if one.vo == vo and one.exit is None]:
+            if not call.params.get("drain"):
+                await self.jobs.signal(running, signal.SIGTERM)
+        while any(one.vo == vo and one.exit is None for one in self.jobs.live.values()):
+            await self.jobs.wait_change()
+        await joining.leave(runtime, self.config.name)
+        self.gate.remove(vo)
+        self.config = msgspec.structs.replace(self.config, vos=[name for name in self.config.vos if name != vo])
+        save_node(self.paths, self.config)
+        self._stop.set()  # started again by the supervisor, without this VO
+        return {"vo": vo}
+
+
+async def _ping(_call: ServerCall) -> Any:
+    return {}
+
+
+def main() -> int:
+    """Entry point of the process."""
+    parser = argparse.ArgumentParser(prog="xosd")
+    parser.add_argument("--dir", type=Path, required=True)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+
+    async def run() -> int:
+        return await Xosd(args.dir).main()
+
+    try:
+        return uvloop.run(run())
+    except XosError as error:
+        log.critical("%s", error.line())
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
