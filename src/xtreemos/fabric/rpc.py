@@ -19,7 +19,7 @@ import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from xtreemos.errors import InternalError, NotFound, RemoteError, Unreachable, XosError
 from xtreemos.fabric.caller import Caller
@@ -372,7 +372,7 @@ class _StreamLink(asyncio.Protocol, _Link):
         self.ready: asyncio.Future[Peer] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its ancestry
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         sock = transport.get_extra_info("socket")

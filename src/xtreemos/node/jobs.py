@@ -115,7 +115,7 @@ class LocalJobs:
         cgroups: Cgroups,
         take_net: Callable[[], Awaitable[str | None]],
         give_net: Callable[[str], None],
-        allowed: Callable[[JobSpec, str], None],
+        allowed: Callable[[JobSpec], None],
     ) -> None:
         self.paths = paths
         self.node = node
@@ -241,15 +241,15 @@ class LocalJobs:
         """How many more it would take."""
         return max(0, self.slots - self.running_count)
 
-    def refusal(self, spec: JobSpec, sid: str) -> XosError | None:
+    def refusal(self, spec: JobSpec) -> XosError | None:
         """Tell why this node does not take `spec` now, or None."""
         try:
-            self._admit(spec, sid)
+            self._admit(spec)
         except XosError as error:
             return error
         return None
 
-    def _admit(self, spec: JobSpec, sid: str) -> None:
+    def _admit(self, spec: JobSpec) -> None:
         if spec.node is not None and spec.node != self.node:
             raise NotMatching(f"this is node {self.node}, not {spec.node}")
         facts = self.facts()
@@ -261,7 +261,7 @@ class LocalJobs:
             raise NotMatching(
                 f"node {self.node} has {int(facts['memory']) >> 20} MiB of memory, {spec.memory_bytes >> 20} are wanted"
             )
-        self.allowed(spec, sid)
+        self.allowed(spec)
         if self.free <= 0:
             raise NodeFull(f"node {self.node} is full ({self.slots} jobs)", "wait, or ask for another node")
 
@@ -273,7 +273,7 @@ class LocalJobs:
         Raises:
             NodeFull, NotMatching, OwnerRefuses: not started, another node may take it. XosError: not started.
         """
-        self._admit(spec, sid)
+        self._admit(spec)
         self._starting += 1
         try:
             offer = Offer(

@@ -45,7 +45,7 @@ from xtreemos.node import joining
 from xtreemos.node.config import NodeConfig, load_node, save_node
 from xtreemos.node.guests import Guests
 from xtreemos.node.jobs import SLOTS_PER_CPU, LocalJobs, NoSuchJob
-from xtreemos.node.policies import Policies
+from xtreemos.node.policies import NodePolicy
 from xtreemos.node.service import JobService, guarded
 from xtreemos.node.vo_runtime import VoRuntime, connect_system, mint_vo_account, save_credential
 from xtreemos.vo.founding import GridSecrets, found_vo, load_grid, save
@@ -74,7 +74,7 @@ class Xosd:
         self.store = NodeStore(self.paths.private / "jobs.sqlite")
         self.commit = GroupCommit(self.store, ThreadPoolExecutor(1, "store"))
         self.accounts = Accounts(self.paths.private / "accounts.sqlite")
-        self.policies = Policies(self.paths.private)
+        self.policy = NodePolicy(self.paths.private, self.facts, self._roles_of)
         self.guests = Guests(self.paths, self.accounts)
         self._facts = static_facts(self.config.name, self.paths.dir, self.paths.private / "tags")
         self._live_facts: tuple[float, dict[str, Any]] = (0.0, {})
@@ -110,10 +110,15 @@ class Xosd:
         users = sorted({one.user for one in self.jobs.live.values()})
         return {**self._facts, **self._live_facts[1], "users": users}
 
-    def _allowed(self, spec: JobSpec, sid: str) -> None:
+    def _roles_of(self, user: str, vo: str) -> tuple[str, ...]:
+        runtime = self.vos.get(vo)
+        found = runtime.users.get(user) if runtime else None
+        return found.roles if found else ()
+
+    def _allowed(self, spec: JobSpec) -> None:
         if self.draining:
             raise PermissionRefused(f"node {self.config.name} is leaving the grid", "use another node")
-        self.policies.check_run(spec, sid, self.config.name)
+        self.policy.check_run(spec, self.config.name)
 
     async def _take_net(self) -> str | None:
         return None if self.nets is None else str(await self.nets.take())
@@ -241,7 +246,7 @@ class Xosd:
             await detached.recover(known, life)
 
     async def _admit_detached(self, submission: Submission, _attempt: int) -> None:
-        error = self.jobs.refusal(submission.spec, submission.caller.sid)
+        error = self.jobs.refusal(submission.spec)
         if error is not None:
             raise error
 

@@ -74,6 +74,8 @@ class Gate:
         # A client that asks for no VO's name of ours gets no certificate at all: the handshake fails.
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_3
+        # OpenSSL takes the certificate and the trust store from the chosen context, but this mode from the first one.
+        self.context.verify_mode = ssl.CERT_OPTIONAL
         self.context.sni_callback = self._choose
 
     def set_identity(self, identity: Identity, admission: Admission) -> None:
