@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -295,6 +294,8 @@ def make_private_view(v1_dir: Path) -> None:
     The caller must have its own mount namespace (`unshare -m`); its mounts become private. On a pure v2 machine nothing is
     changed. Raises CgroupError when a mount fails.
     """
+    import subprocess  # here: jobd, which also imports this module, starts nothing this way and stays small
+
     rows = list(_mounts(Path("/proc/self/mountinfo").read_text()))
     if rows and all(kind == "cgroup2" for kind, _, _ in rows):
         return

@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from xtreemos.errors import UsageError
+from xtreemos.foundation.jobd.model import FDS_FROM, FIFO_NAME
 from xtreemos.foundation.seccomp import seccomp_profile
 
 INNER_INIT = "/run/xos/init"
 INNER_FIFO_DIR = "/run/xos/events"
-FIFO_NAME = "events"
 OOM_SCORE = 300  # the node's own processes outlive its jobs
 TMP_BYTES = 2 << 30
-FDS_FROM = 3  # stdio=fds: the caller's descriptors come as 3, 4, 5 (crun would change the owner of what it gets as 0, 1, 2)
 
 _MASKED = (
     "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/sched_debug", "/proc/scsi",

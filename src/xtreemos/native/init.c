@@ -8,7 +8,7 @@
  * Init forwards no signal: jobd signals the tree from outside. It tells jobd of the job's life in short lines written to a
  * FIFO, which is opened for each line, so that no descriptor reaches out of the container while CRIU dumps it:
  *
- *   noexec ERRNO | stopped SIGNAL | continued | exit CODE USER_US SYSTEM_US RSS_KIB | signal SIGNAL CORE USER_US SYSTEM_US RSS_KIB
+ *   started | noexec ERRNO | stopped SIGNAL | continued | exit CODE USER_US SYSTEM_US RSS_KIB | signal SIGNAL CORE USER_US SYSTEM_US RSS_KIB
  *
  * With pipes init drops its own copies of 0, 1 and 2: else neither end of file nor SIGPIPE would pass. When the job's main
  * process ended, what is left of its tree is treated like a closed session: HUP, a short grace, KILL.
@@ -168,8 +168,12 @@ static void enter_folder(const struct options *o)
 
 static void reset_signals(const struct options *o)
 {
-    for (int sig = 1; sig < NSIG; sig++)
-        signal(sig, sigismember(&o->ignored, sig) == 1 ? SIG_IGN : SIG_DFL);
+    for (int sig = 1; sig < NSIG; sig++) {
+        /* the bare call, as glibc keeps 32 and 33 to itself and would leave them as some ancestor had them */
+        struct { void *handler; unsigned long flags; void *restorer; uint64_t mask; } action = {SIG_DFL, 0, NULL, 0};
+        if (sigismember(&o->ignored, sig) == 1) action.handler = SIG_IGN;
+        syscall(SYS_rt_sigaction, sig, &action, NULL, sizeof action.mask);
+    }
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
@@ -293,6 +297,7 @@ static int keep_job(struct options *o)
     ssize_t got;
     while ((got = read(report[0], &why, sizeof why)) < 0 && errno == EINTR) continue;
     if (got == sizeof why) tell(o, "noexec %d\n", why);
+    else tell(o, "started\n"); /* from here on a signal from outside finds the job, and its stops are seen */
     close(report[0]);
     let_go_of_streams(o);
     int status = watch_job(o, job);

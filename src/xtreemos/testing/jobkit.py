@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from xtreemos.foundation.cgroups import cgroup_path
 from xtreemos.foundation.frames import Kind
-from xtreemos.foundation.jobd.__main__ import command
 from xtreemos.foundation.jobd.client import JobdClient
+from xtreemos.foundation.jobd.launch import command, init_path
 from xtreemos.foundation.sandbox import SandboxSpec, probe_system, write_bundle
-from xtreemos.foundation.tools import native
 from xtreemos.testing.nodens import NodeNamespace
 
 UID = 1879048192 + 77
@@ -59,9 +58,8 @@ class JobKit:
         """Start jobd and wait until it answers."""
         self.socket.unlink(missing_ok=True)
         log = (self.folder / "jobd.log").open("ab")
-        self._jobd = subprocess.Popen(
-            self.space.argv(command(self.run, self.jobs, self.tag)), stderr=log, close_fds=preexec is None, preexec_fn=preexec
-        )
+        argv = self.space.argv(command(self.run, self.jobs, self.tag))
+        self._jobd = subprocess.Popen(argv, stderr=log, close_fds=preexec is None, preexec_fn=preexec)  # noqa: PLW1509  # tests: no threads yet
         log.close()
         end = time.monotonic() + 10
         while not self.socket.exists():
@@ -77,7 +75,7 @@ class JobKit:
 
     @property
     def pid(self) -> int:
-        """jobd's process id."""
+        """Process id of jobd."""
         assert self._jobd is not None
         return self._jobd.pid
 
@@ -91,11 +89,9 @@ class JobKit:
         job = f"job{self._count}.1"
         folder = self.jobs / job
         folder.mkdir(mode=0o700)
-        init = native("init")
-        assert init is not None, "run `make setup`"
         spec = SandboxSpec(
             uid=UID, gid=UID, hostname="n1", argv=tuple(argv), env=(("PATH", PATH), ("HOME", str(self.home)), ("TERM", "xterm")),
-            home=str(self.home), cwd=str(self.home), fifo_dir=str(folder / "fifo"), init_path=str(init),
+            home=str(self.home), cwd=str(self.home), fifo_dir=str(folder / "fifo"), init_path=str(init_path()),
             cgroup_path=cgroup_path(self.tag, job), system=self._system,
         )  # fmt: skip
         return job, str(write_bundle(folder, replace(spec, **changes)))
@@ -143,7 +139,7 @@ class JobKit:
         self.space.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def __enter__(self) -> JobKit:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from xtreemos.errors import XosError
 from xtreemos.foundation.cgroups import make_private_view
@@ -50,7 +51,7 @@ class NodeNamespace:
         self._holder.wait(10)
         self._holder.stdout.close()
 
-    def __enter__(self) -> NodeNamespace:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

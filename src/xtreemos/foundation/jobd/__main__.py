@@ -1,11 +1,11 @@
-"""`python -m xtreemos.foundation.jobd --run DIR --jobs DIR --tag TAG`: the parent of this node's jobs.
+"""`python -m xtreemos.foundation.jobd RUN JOBS TAG CRUN INIT`: the parent of this node's jobs.
 
-Started by the supervisor through `init --launch --subreaper`, which makes the containers' first processes jobd's own children.
+Started by the supervisor with `launch.command`, through `init --launch --subreaper`, which makes the containers' first processes
+jobd's own children. Arguments by position and few imports: this process lives as long as the node and should stay small.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import resource
@@ -16,39 +16,23 @@ from xtreemos.errors import XosError
 from xtreemos.foundation.cgroups import Cgroups
 from xtreemos.foundation.jobd.container import Runtime
 from xtreemos.foundation.jobd.driver import Jobd
-from xtreemos.foundation.tools import ToolMissing, crun_path, native
-
-
-def command(run: Path, jobs: Path, tag: str) -> list[str]:
-    """Return the command line with which a supervisor starts jobd."""
-    init = native("init")
-    if init is None:
-        raise ToolMissing("the container init is not built", "run `make setup`")
-    jobd = [sys.executable, "-m", "xtreemos.foundation.jobd", "--run", str(run), "--jobs", str(jobs), "--tag", tag]
-    return [str(init), "--launch", "--subreaper", "--", *jobd]
 
 
 def main() -> int:
     """Serve; 0 after SIGTERM, 1 when this machine cannot run jobs (one line says why)."""
-    parser = argparse.ArgumentParser(prog="jobd")
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--jobs", type=Path, required=True)
-    parser.add_argument("--tag", required=True)
-    args = parser.parse_args()
+    run, jobs, tag, crun, init = sys.argv[1:]
+    os.umask(0o077)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        init = native("init")
-        if init is None:
-            raise ToolMissing("the container init is not built", "run `make setup`")
-        args.jobs.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (args.run / "crun").mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.umask(0o077)
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        runtime = Runtime(crun_path(), init, args.run / "crun")
-        jobd = Jobd(args.run / "jobd.sock", args.jobs, runtime, Cgroups.detect(args.tag))
+        runtime = Runtime(Path(crun), Path(init), Path(run) / "crun")
+        Path(jobs).mkdir(parents=True, exist_ok=True)
+        runtime.state_dir.mkdir(parents=True, exist_ok=True)
+        jobd = Jobd(Path(run) / "jobd.sock", Path(jobs), runtime, Cgroups.detect(tag))
     except XosError as error:
         print(f"jobd: {error.line()}", file=sys.stderr)
         return 1
+    gc.collect()
     gc.freeze()
     jobd.serve()
     return 0

@@ -34,11 +34,13 @@ from xtreemos.foundation.jobd.machine import (
     StartRefused,
 )
 from xtreemos.foundation.jobd.model import (
+    FIFO_NAME,
     STDERR,
     STDIN,
     STDOUT,
     BadRequest,
     Busy,
+    SaidStarted,
     StartFailed,
     StartRequest,
     State,
@@ -50,7 +52,6 @@ from xtreemos.foundation.jobd.model import (
 from xtreemos.foundation.jobd.pump import Attachment, Reader, Writer
 from xtreemos.foundation.jobd.spool import SpoolStream
 from xtreemos.foundation.jobd.streams import OutStream
-from xtreemos.foundation.sandbox import FIFO_NAME
 
 START_TIMEOUT_S = 30.0
 DRAIN_TIMEOUT_S = 1.0
@@ -96,6 +97,7 @@ class Job:
         self._readers: dict[int, Reader] = {}
         self._writer: Writer | None = None
         self._terminal = -1
+        self._when_started: Callable[[XosError | None], None] | None = None
         self._settled = False  # the exit record is on disk
         self._attachment: Attachment | None = None
 
@@ -156,10 +158,16 @@ class Job:
             done(cause if isinstance(cause, XosError) else StartFailed(f"job {self.request.job}: {cause}"))
             return
         self._connect(outer)
-        self._apply(Started())
-        done(None)
+        self._when_started = done
         self._loop.register(self._fifo, READ, self._on_fifo)
         self._loop.on_child(self.pid, self._on_container_ended)
+
+    def _begin(self) -> None:
+        """Init has forked the job and spoken (or died): only now would a signal find the job, so only now `start` is answered."""
+        done, self._when_started = self._when_started, None
+        if done:
+            self._apply(Started())
+            done(None)
 
     def _connect(self, outer: list[int]) -> None:
         if self.request.stdio is Stdio.PTY:
@@ -217,11 +225,14 @@ class Job:
         for line in lines:
             said = parse_init_line(line)
             if said is not None:
+                self._begin()
+            if said is not None and not isinstance(said, SaidStarted):
                 self._apply(said)
 
     def _on_container_ended(self, status: int) -> None:
         assert self._group is not None
         self._on_fifo(READ)  # init spoke before it died
+        self._begin()
         for reader in self._readers.values():
             if isinstance(reader.stream, SpoolStream):
                 reader.force_end()  # whoever hears of the end finds the file whole

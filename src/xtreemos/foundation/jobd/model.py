@@ -17,7 +17,9 @@ REASON_MEMORY = "memory limit"
 REASON_JOBD = "jobd died"
 REASON_NOT_FOUND = "program not found"
 REASON_NOT_EXECUTABLE = "program not executable"
-MAX_LINE_BYTES = 160
+# What jobd and a bundle must agree on (sandbox.write_bundle makes these):
+FIFO_NAME = "events"  # in the folder `fifo` of the job's folder
+FDS_FROM = 3  # stdio=fds: the caller's descriptors come as 3, 4, 5; crun would change the owner of what it gets as 0, 1, 2
 ENOENT = 2
 
 
@@ -207,6 +209,11 @@ def check_name(params: Any) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class SaidStarted:
+    """The program was executed; from here on signals reach it."""
+
+
+@dataclass(frozen=True, slots=True)
 class SaidStopped:
     """The main process was stopped by `signal`."""
 
@@ -237,7 +244,7 @@ class SaidEnded:
     rss_bytes_max: int
 
 
-InitLine = SaidStopped | SaidContinued | SaidNoExec | SaidEnded
+InitLine = SaidStarted | SaidStopped | SaidContinued | SaidNoExec | SaidEnded
 
 
 def parse_init_line(line: bytes) -> InitLine | None:
@@ -250,6 +257,8 @@ def parse_init_line(line: bytes) -> InitLine | None:
     if any(not 0 <= number < 1 << 53 for number in numbers):
         return None
     match word, numbers:
+        case "started", []:
+            return SaidStarted()
         case "stopped", [signal] if 0 < signal < 65:
             return SaidStopped(signal)
         case "continued", []:
