@@ -10,7 +10,7 @@ import struct
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
 from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -338,7 +338,7 @@ def test_a_revoked_x509_certificate_is_refused_and_audited_and_a_later_one_is_no
     assert admission(world, revoked).x509(fresh.x509).name == "alice"
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_no_changed_byte_of_an_x509_certificate_is_taken(data):
     [good, issuer] = GOOD_LEAF
@@ -391,6 +391,8 @@ def with_key(**changes):
 
 ELSE = SessionKeys.fresh()
 P384 = ec.generate_private_key(ec.SECP384R1()).public_key()
+X25519 = x25519.X25519PrivateKey.generate().public_key()
+EC_OID = b"\x2a\x86\x48\xce\x3d\x02\x01"
 SPKI = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 BAD_PROOFS = {
@@ -401,6 +403,8 @@ BAD_PROOFS = {
     "NATS garbage": (with_key(nats="U" + "A" * 55), "bad-credential"),
     "SSH certificate as key": (with_key(ssh=handmade()), "bad-credential"),
     "SSH line with options": (with_key(ssh='command="sh" ' + PUBLIC.ssh), "bad-credential"),
+    "X25519 key": (with_key(x509=X25519.public_bytes(*SPKI)), "bad-credential"),
+    "key of an unknown kind": (with_key(x509=PUBLIC.x509.replace(EC_OID, b"\x2a\x86\x48\xce\x3d\x02\x7f")), "bad-credential"),
     "P-384 key": (with_key(x509=P384.public_bytes(*SPKI)), "bad-credential"),
     "RSA key": (with_key(x509=RSA.public_bytes(*SPKI)), "bad-credential"),
     "empty proof": (with_proof(ssh=b""), "bad-credential"),

@@ -133,8 +133,8 @@ def test_getent_and_id_know_grid_users_and_unknown_names_are_answered_at_once(na
     namespace.start()
     uid = FIRST_GRID_UID
     table = {
-        ("getent", "passwd", "alice.demo"): f"alice.demo:x:{uid}:{uid}:alice.demo:/:/bin/bash\n",
-        ("getent", "passwd", str(uid)): f"alice.demo:x:{uid}:{uid}:alice.demo:/:/bin/bash\n",
+        ("getent", "passwd", "alice.demo"): f"alice.demo:x:{uid}:{uid}:alice.demo:/home/alice.demo:/bin/bash\n",
+        ("getent", "passwd", str(uid)): f"alice.demo:x:{uid}:{uid}:alice.demo:/home/alice.demo:/bin/bash\n",
         ("getent", "group", "alice.demo"): f"alice.demo:x:{uid}:\n",
         ("getent", "group", str(uid + 2)): f"alice.physics:x:{uid + 2}:\n",
         ("id", "bob.demo"): f"uid={uid + 1}(bob.demo) gid={uid + 1}(bob.demo) groups={uid + 1}(bob.demo)\n",
@@ -162,7 +162,7 @@ def test_a_socket_of_a_vo_gives_plain_names_of_that_vo_only(namespace):
     )
     uid = FIRST_GRID_UID
     assert done.stdout == (
-        f"uid={uid}(alice) gid={uid}(alice) groups={uid}(alice)\nbob:x:{uid + 1}:{uid + 1}:bob.demo:/home/bob:/bin/bash\n"
+        f"uid={uid}(alice) gid={uid}(alice) groups={uid}(alice)\nbob:x:{uid + 1}:{uid + 1}:bob.demo:/home/bob.demo:/bin/bash\n"
     )
     path = namespace.vos / "demo" / userdb.SERVICE
     assert call(path, "GetUserRecord", userName="daemon")["error"].endswith("NoRecordFound")  # /etc/passwd has it

@@ -190,8 +190,8 @@ class Server:
         self._listeners: dict[str | None, socket.socket] = {}
         self._connections: dict[int, _Connection] = {}
         self._selector = selectors.DefaultSelector()
-        self._listen(None)
         self.refresh()
+        self._listen(None)  # last: who sees this one may count on the others
 
     def _path(self, vo: str | None) -> str:
         return self._node_socket if vo is None else os.path.join(self._vo_sockets, vo, SERVICE)
@@ -227,11 +227,12 @@ class Server:
             print(f"userdb: keeping the old answers: {problem}", file=sys.stderr, flush=True)
         local = local_names()
         vos = {str(user["vo"]) for user in self._users}
-        for vo in sorted(vos - set(self._listeners)):
-            self._listen(vo)
+        for vo in vos:
+            if vo not in self._listeners:
+                self._listen(vo)
         for gone in [vo for vo in self._listeners if vo is not None and vo not in vos]:
             self._unlisten(gone)
-        self._directories = {vo: Directory(self._users, vo, local) for vo in self._listeners}
+        self._directories = {vo: Directory(self._users, vo, local) for vo in (None, *self._listeners)}
 
     def step(self, timeout_s: float) -> None:
         """Serve what is ready, at most `timeout_s` of waiting; drop who is too slow."""

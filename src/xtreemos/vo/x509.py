@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
@@ -33,6 +33,15 @@ ROLES_OID: Final = x509.ObjectIdentifier("2.25.243168745012864912357812093475612
 CERTIFICATE_BYTES_MAX: Final = 8192
 _USER_URI = re.compile(r"spiffe://([a-z_][a-z0-9_-]{0,30})/user/([a-z_][a-z0-9_-]{0,30})/session/([0-9a-f]{32})")
 _NODE_URI = re.compile(r"spiffe://([a-z_][a-z0-9_-]{0,30})/node/([a-z0-9][a-z0-9-]{0,62})")
+_UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises for bytes that are no certificate or key of a kind it knows."""
 _KNOWN_EXTENSIONS: Final = frozenset(
     {
         ExtensionOID.BASIC_CONSTRAINTS,
@@ -154,7 +163,7 @@ def load_p256(spki_der: bytes) -> ec.EllipticCurvePublicKey:
     """Read a SubjectPublicKeyInfo; raises BadCredential unless it is a P-256 key."""
     try:
         key = serialization.load_der_public_key(spki_der)
-    except (ValueError, TypeError) as error:
+    except _UNREADABLE as error:
         raise BadCredential("bad public key", "x509") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
         raise BadCredential("bad public key", "x509: P-256 wanted")
@@ -242,7 +251,7 @@ def _verify_leaf(
         extensions = list(leaf.extensions)
         issuer = leaf.issuer
         not_before, not_after = _seconds(leaf.not_valid_before_utc), _seconds(leaf.not_valid_after_utc)
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except _UNREADABLE as error:
         raise BadCredential("bad certificate", "cannot be read") from error
     _check_signature(leaf, issuer, trust, now)
     if any(bytes(extra) not in trust.chain_der for extra in chain[1:]):
@@ -270,7 +279,7 @@ def _check_signature(leaf: x509.Certificate, issuer: x509.Name, trust: Trust, no
             continue
         try:
             leaf.verify_directly_issued_by(candidate)
-        except (ValueError, TypeError, InvalidSignature):
+        except (*_UNREADABLE, InvalidSignature):
             continue
         if not _seconds(candidate.not_valid_before_utc) <= now < _seconds(candidate.not_valid_after_utc):
             raise BadCredential("issuer expired")
