@@ -301,6 +301,10 @@ class NodeStore:
                 )
             elif row[0] == AttemptState.ACCEPTED:
                 self.ended([Ended(job, attempt, Cause.KILLED, "killed before it started")], now_at)
+            elif row[0] == AttemptState.REFUSED:  # the manager never heard of the refusal, or it would not ask
+                self._db.execute(
+                    "UPDATE attempt SET state = 'ended', cause = 'killed', outbox = 1 WHERE job = ? AND attempt = ?", (job, attempt)
+                )
             return row is not None and row[0] == AttemptState.STARTING
 
     def mark_fenced(self, keys: Iterable[tuple[str, int]], reason: str, now_at: float) -> list[tuple[str, int]]:

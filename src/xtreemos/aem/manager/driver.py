@@ -122,6 +122,8 @@ class _Leader:
         async with contextlib.aclosing(self._port.consume(LOG_STREAM, self._last + 1)) as messages:
             async for message in messages:
                 batch = decode(message.data, Batch)
+                if batch.epoch > self._epoch:
+                    raise Deposed("a newer manager has taken over meanwhile")
                 self._last, self._seq = message.seq, max(self._seq, batch.seq)
                 self._rows.update((row.job, row) for row in batch.rows)
                 for job in batch.forget:
