@@ -304,7 +304,7 @@ class LocalJobs:
         netns = await self.take_net()
         try:
             folder = self.paths.jobs / key
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            (folder / "spool").mkdir(parents=True, exist_ok=True, mode=0o700)
             group = cgroup_path(self.cgroups.tag, key)
             bundle = sandbox.write_bundle(folder, self._sandbox(spec, uid, home, folder, group, netns, bool(fds)))
             running = Running(

@@ -59,4 +59,5 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
         "detached": True,
         "tty": False,
         "exit": record,
+        "cpu_s": float(record.get("user_s") or 0) + float(record.get("system_s") or 0) if record else 0.0,
     }

@@ -23,7 +23,7 @@ from xtreemos.foundation.jobd.model import BadRequest, JobExists, JobRuns, NoSuc
 from xtreemos.foundation.jobd.pump import Attachment
 from xtreemos.foundation.jobd.store import FormerJob, recover
 
-CONNECTIONS_MAX = 64
+CONNECTIONS_MAX = 4096  # one per attached job
 JOBS_MAX = 8192
 
 
