@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 
-from xtreemos.fabric.kv import Entry, Store
+from xtreemos.fabric.kv import Deleted, Store
 from xtreemos.fabric.stream import Synced
 from xtreemos.vo.model import Revocation
 from xtreemos.vo.revocation import KEYS, RevocationSet
 
 
 async def follow(
-    pub: Store, revoked: RevocationSet, on_revoked: Callable[[str, Revocation], Awaitable[None]] | None = None
+    pub: Store,
+    revoked: RevocationSet,
+    on_revoked: Callable[[str, Revocation], Awaitable[None]] | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> None:
     """Feed `revoked` from the registry, for ever; `on_revoked(key, record)` for each new one (kill jobs, drop connections).
 
-    Cancel to end; the set keeps what it knows. The watch itself survives restarts of the servers.
+    Cancel to end; the set keeps what it knows. The watch itself survives restarts of the servers. A deletion (the end of a
+    record's life in the registry) withdraws nothing: what may be forgotten is told by the record itself.
     """
-    async for event in pub.watch(KEYS):
-        if isinstance(event, Synced):
-            revoked.synced = True
-        elif isinstance(event, Entry):
-            record = Revocation.from_bytes(event.value)
-            if revoked.apply(event.key, record) and on_revoked:
-                await on_revoked(event.key, record)
+    async with aclosing(pub.watch(KEYS)) as events:
+        async for event in events:
+            if isinstance(event, Synced):
+                revoked.synced = True
+                revoked.prune(int(clock()))
+            elif not isinstance(event, Deleted):
+                record = Revocation.from_bytes(event.value)
+                if revoked.apply(event.key, record) and on_revoked:
+                    await on_revoked(event.key, record)
