@@ -55,7 +55,8 @@ def main() -> int:
     began = datetime.now(UTC)
     load_before = os.getloadavg()[0]
     OUT.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="work-", dir=OUT))
+    remove_leftovers()
+    work = Path(tempfile.mkdtemp(prefix=f"work-{os.getpid()}-", dir=OUT))
     contenders: list[Contender] = []
     problems: list[str] = []
     entries: list[Entry] = []
@@ -109,6 +110,13 @@ def install_packages() -> None:
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "SYSTEMD_OFFLINE": "1"}
     for command in (["apt-get", "-qq", "update"], ["apt-get", "-qq", "install", "-y", "--no-install-recommends", *missing]):
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=600)
+
+
+def remove_leftovers() -> None:
+    """Remove the folders of benchmarks that were killed; their processes and namespaces ended with them."""
+    for folder in OUT.glob("work-*-*"):
+        if not Path(f"/proc/{folder.name.split('-')[1]}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def start_contender(contender: Contender, work: Path, sizes: Sizes, started: list[Contender], problems: list[str]) -> None:
