@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import cedarpy
 
@@ -66,6 +66,14 @@ class Request:
     network: bool = False
     hour: int = 0
     weekday: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what the schema would: then a side without policies need not be asked."""
+        numbers = (self.cpus, self.memory_bytes, self.wall_s, self.hour, self.weekday)
+        if self.action not in get_args(Action) or not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
+            raise BadPolicy(f"this is no request that a policy can judge: {self.action!r}, {numbers}")
+        if len(self.groups) > GROUPS_MAX:
+            raise BadPolicy(f"a user may be in {GROUPS_MAX} groups at most")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +144,8 @@ class Policies:
         """Ask this side."""
         if self.problem:
             return Opinion(self.side, allowed=False, why=self.problem)
+        if not self.text.strip():
+            return Opinion(self.side, allowed=True, why="default")
         answer = cedarpy.is_authorized(request, self._set, entities, schema=_SCHEMA)
         errors = list(answer.diagnostics.errors)
         if errors:
@@ -152,7 +162,7 @@ class Policies:
 
 
 def decide(request: Request, user_set: Policies, vo_set: Policies, site_set: Policies) -> Decision:
-    """Ask all three sides; a request that itself breaks the schema is refused by all."""
+    """Ask all three sides."""
     asked, entities = _cedar(request)
     opinions = tuple(policies.opinion(asked, entities) for policies in (user_set, vo_set, site_set))
     assert [opinion.side for opinion in opinions] == ["user", "vo", "site"]
@@ -165,8 +175,6 @@ def decide(request: Request, user_set: Policies, vo_set: Policies, site_set: Pol
 
 def _cedar(request: Request) -> tuple[dict[str, Any], cedarpy.Entities]:
     """Write a request as Cedar wants it: only JSON values, so that no name can become syntax."""
-    if len(request.groups) > GROUPS_MAX:
-        raise BadPolicy(f"a user may be in {GROUPS_MAX} groups at most")
     principal, resource = {"type": "User", "id": request.user}, {"type": "Node", "id": request.node}
     groups = [{"type": "Group", "id": group} for group in request.groups]
     entities = [
