@@ -66,6 +66,10 @@ class Agent:
         self.process.stdout.close()
 
 
+def _default_sigpipe() -> None:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # python ignores it, and ghosts pass on faithfully what is ignored
+
+
 class Shell(pexpect.spawn):
     """An interactive shell on a real pty; `xos` on its PATH is the ghost under test."""
 
@@ -75,7 +79,7 @@ class Shell(pexpect.spawn):
             "LC_ALL": "C", "XOS_TEST_RUN": os.environ.get("XOS_TEST_RUN", ""),
         }  # fmt: skip
         words = {"bash": ["--norc", "--noprofile", "--noediting", "-i"], "dash": ["-i"], "zsh": ["-f", "-i", "+Z"]}[shell]
-        super().__init__(shell, words, env=env, encoding="utf-8", timeout=WAIT_S, dimensions=(30, 100), codec_errors="replace")
+        super().__init__(shell, words, env=env, encoding="utf-8", timeout=WAIT_S, dimensions=(30, 100), codec_errors="replace", preexec_fn=_default_sigpipe)
         self.delaybeforesend = None
         self.expect_exact(PROMPT)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from pathlib import Path
 
 import pytest
 from ghostkit import PROMPT, Agent, Shell, build, python_ghost, state, until
@@ -32,14 +33,18 @@ def shell(ghost, agent):
 
 
 def begin(shell: Shell, program: str = "sleep 1000", end: str = "", options: str = "") -> int:
-    """Start a program in the fore- or background; return its process id on the far side."""
+    """Start a program in the fore- or background; return its process id on the far side.
+
+    `exec`, because a signal that meets dash between its echo and its vfork is now and then lost, grid or no grid.
+    """
     shell.sendline(f"xos run {options} -- sh -c 'echo PID=$$; exec {program}' {end}")
+    if end:  # the prompt comes before or after what a background program prints
+        shell.expect_exact(PROMPT)
+        early = re.search(r"PID=(\d+)", shell.before)
+        if early:
+            return int(early[1])
     shell.expect(r"PID=(\d+)\r")
     return int(shell.match[1])
-
-
-def ghost_pid(shell: Shell) -> int:
-    return int(re.findall(r"GHOST=(\d+)", shell.do("echo GHOST=$(jobs -p)"))[-1])
 
 
 @pytest.mark.parametrize(("key", "code"), [("\x03", 130), ("\x1c", 131)])
@@ -75,7 +80,6 @@ def test_ctrl_z_fg_and_bg_act_on_both(shell, options):
 
 def test_kill_stop_and_cont_are_mirrored(shell):
     pid = begin(shell, end="&")
-    shell.answer()
     for _ in range(2):
         shell.do("kill -STOP %1")
         until(lambda: state(pid) == "T")
@@ -83,16 +87,15 @@ def test_kill_stop_and_cont_are_mirrored(shell):
         shell.do("kill -CONT %1")
         until(lambda: state(pid) == "S")
         until(lambda: "Running" in shell.do("jobs"))
-    shell.do("kill -9 %1")
+    shell.do("kill -9 %1; wait %1")
+    assert shell.code() == 137
     until(lambda: not state(pid))
-    assert "Killed" in shell.do("wait %1") + shell.do("true")
 
 
 def test_kill_then_wait_gives_143(shell):
     pid = begin(shell, end="&")
-    shell.answer()
     shell.do("kill %1; wait %1")
-    assert shell.code() == 143 or "Terminated" in shell.before
+    assert shell.code() == 143
     until(lambda: not state(pid))
 
 
@@ -143,10 +146,18 @@ def test_typed_text_and_end_of_file_reach_a_filter(shell):
 
 def test_typed_text_and_end_of_file_reach_a_far_terminal(shell):
     shell.sendline("xos run -- sh -c 'stty -echo; echo READY; cat'")
-    shell.expect_exact("READY")
+    shell.expect_exact("READY\r\n")
     shell.send("hello pty\n\x04")
-    assert "hello pty" in shell.answer()
+    shell.answer()
+    assert shell.before == "hello pty\r\n"
     assert shell.code() == 0
+
+
+def test_what_is_typed_before_the_program_runs_reaches_it(shell):
+    shell.send("xos run -- sh -c 'echo READY; cat; echo OVER'\nahead\n\x04")
+    shell.expect_exact("OVER\r\n")
+    assert "ahead\r\n" in shell.before
+    shell.expect_exact(PROMPT)
 
 
 def test_a_background_cat_leaves_the_terminal_alone(shell):
@@ -158,7 +169,7 @@ def test_a_background_cat_leaves_the_terminal_alone(shell):
 
 def test_a_running_background_program_gets_input_after_fg(shell):
     shell.sendline("xos run -- sh -c 'stty -echo; echo READY; read x; echo got $x' &")
-    shell.expect_exact("READY")
+    shell.expect_exact("READY\r\n")
     shell.do("true")
     shell.sendline("fg")
     shell.expect_exact("xos run")
@@ -185,13 +196,14 @@ def test_the_far_terminal_has_the_size_of_ours_and_follows(shell):
 
 
 def test_a_size_changed_during_a_stop_is_told_on_fg(shell):
-    shell.sendline("""xos run -- sh -c 'trap "stty size" CONT; echo READY; while :; do sleep 0.05; done'""")
-    shell.expect_exact("READY")
+    shell.sendline("""xos run -- python3 -uc 'import signal, os; signal.signal(signal.SIGCONT, lambda *_: print(*os.get_terminal_size())); print("READY")
+while 1: signal.pause()'""")  # a shell loop would be in vfork now and then, where nothing stops
+    shell.expect_exact("READY\r\n")
     shell.send("\x1a")
     shell.answer()
     shell.setwinsize(33, 77)
     shell.sendline("fg")
-    shell.expect_exact("33 77")
+    shell.expect_exact("77 33")
     shell.send("\x03")
     shell.answer()
 
@@ -208,8 +220,7 @@ def test_the_terminal_is_as_before_after_every_end(shell, program):
 @pytest.mark.parametrize("name", ["KILL", "TERM", "INT", "STOP"])
 def test_the_terminal_is_as_before_when_the_ghost_is_signalled(shell, name):
     before = shell.settings()
-    shell.sendline("xos run -- sh -c 'echo PARENT; sleep 1000'")
-    shell.expect_exact("PARENT\r\n")
+    begin(shell)
     ghost = foreground(shell)
     os.kill(ghost, getattr(signal, f"SIG{name}"))
     shell.expect_exact(PROMPT)
@@ -229,8 +240,7 @@ def test_a_shell_without_line_editing_gets_a_sane_terminal_after_sigkill(ghost, 
     shell = Shell(ghost, agent, "dash")
     try:
         before = shell.settings()
-        shell.sendline("xos run -- sh -c 'echo PARENT; sleep 1000'")
-        shell.expect_exact("PARENT\r\n")
+        begin(shell)
         os.kill(foreground(shell), signal.SIGKILL)
         shell.expect_exact(PROMPT)
         until(lambda: shell.settings() == before)
@@ -246,7 +256,7 @@ def test_pipelines_report_each_member(shell):
 
 
 def test_ctrl_c_ends_a_script_as_with_a_local_program(shell):
-    shell.sendline("""bash -c 'xos run -- sh -c "echo READY; sleep 1000"; echo SURVIVED'""")
+    shell.sendline("""bash -c 'xos run -- sh -c "echo READY; exec sleep 1000"; echo SURVIVED'""")
     shell.expect_exact("READY\r\n")
     shell.send("\x03")
     assert "SURVIVED" not in shell.answer()
@@ -254,7 +264,7 @@ def test_ctrl_c_ends_a_script_as_with_a_local_program(shell):
 
 
 def test_ctrl_z_stops_a_whole_script(shell):
-    shell.sendline("""bash -c 'xos run -- sh -c "echo READY; sleep 1000"; echo SURVIVED'""")
+    shell.sendline("""bash -c 'xos run -- sh -c "echo READY; exec sleep 1000"; echo SURVIVED'""")
     shell.expect_exact("READY\r\n")
     shell.send("\x1a")
     assert "Stopped" in shell.answer()
@@ -264,7 +274,7 @@ def test_ctrl_z_stops_a_whole_script(shell):
 def test_ctrl_c_while_no_node_answers_ends_the_ghost(shell):
     shell.sendline("xos wait j1")
     until(lambda: os.tcgetpgrp(shell.child_fd) != shell.pid)
-    until(lambda: "xos" in open(f"/proc/{os.tcgetpgrp(shell.child_fd)}/cmdline").read())
+    until(lambda: b"\0wait" in Path(f"/proc/{os.tcgetpgrp(shell.child_fd)}/cmdline").read_bytes())
     shell.send("\x03")
     shell.answer()
     assert shell.code() == 130
@@ -273,7 +283,7 @@ def test_ctrl_c_while_no_node_answers_ends_the_ghost(shell):
 def test_ctrl_z_while_no_node_answers_stops_the_ghost(shell):
     shell.sendline("xos wait j1")
     until(lambda: os.tcgetpgrp(shell.child_fd) != shell.pid)
-    until(lambda: "\0wait" in open(f"/proc/{os.tcgetpgrp(shell.child_fd)}/cmdline").read())
+    until(lambda: b"\0wait" in Path(f"/proc/{os.tcgetpgrp(shell.child_fd)}/cmdline").read_bytes())
     shell.send("\x1a")
     assert "Stopped" in shell.answer()
     shell.do("kill -9 %1")

@@ -92,7 +92,7 @@ class Ghost:
         self.was_foreground = self.resumable = True
         self.saved = self.raw = b""
         self.size = b"\0\0\0\0"
-        self.typed = self.dying = 0
+        self.typed = self.dying = self.typed_ahead = 0
         self.dying_at = 0.0
         self.token = self.pending = b""
         self.pending_stream = 1
@@ -254,6 +254,7 @@ class Ghost:
         self.tell(b"Q" + self.saved + self.raw)
         fcntl.ioctl(self.terminal, termios.TCSETS, self.raw)
         self.raw_on = True
+        self.typed_ahead = int.from_bytes(fcntl.ioctl(self.terminal, termios.FIONREAD, bytes(4)), "little")
 
     def leave_raw(self) -> None:
         if not self.raw_on:
@@ -294,6 +295,8 @@ class Ghost:
             data = b""
         if data:
             if self.raw_on:
+                early, self.typed_ahead = data[: self.typed_ahead], max(0, self.typed_ahead - len(data))
+                data = early.replace(b"\0", self.saved[CC_AT + termios.VEOF :][:1]) + data[len(early) :]  # ghost.c: mend_typed_ahead
                 self.note_typed(data)
             self.tell(b"I" + data)
         else:
@@ -386,7 +389,8 @@ class Ghost:
         if tag == b"A":
             self.on_accepted(body)
         elif tag in b"OP":
-            self.pending, self.pending_stream = body, 1 if tag == b"O" else 2
+            cooked = self.raw_wanted and not self.raw_on  # ghost.c: without_double_returns
+            self.pending, self.pending_stream = body.replace(b"\r\n", b"\n") if cooked else body, 1 if tag == b"O" else 2
             self.write_pending()
         elif tag == b"M":
             self.raw_wanted = bool(first) and self.may_be_raw

@@ -65,6 +65,7 @@ static char is_terminal[3], may_be_raw, resumable, accepted;
 static char gate_open, input_ended, raw_wanted, raw_on, had_raw, was_foreground = 1;
 static struct termios saved, raw_settings;
 static struct winsize last_size;
+static int typed_ahead;              /* bytes that were typed before the terminal became raw and are not read yet */
 static int typed_signal;             /* signal of the last control key typed in raw mode, or 0 */
 static int dying_signal;             /* signal that the agent has not answered yet, or 0 */
 static int64_t dying_at_ms;
@@ -385,6 +386,16 @@ static void enter_raw(void)
     tell('Q', both, sizeof both);
     ioctl(terminal, TCSETS, &raw_settings);
     raw_on = 1;
+    if (ioctl(terminal, FIONREAD, &typed_ahead) < 0)
+        typed_ahead = 0;
+}
+
+/* Ctrl-D that was typed while the terminal was cooked comes out of a raw one as a zero byte: make it Ctrl-D again. */
+static void mend_typed_ahead(char *data, size_t n)
+{
+    for (size_t i = 0; i < n && typed_ahead > 0; i++, typed_ahead--)
+        if (!data[i])
+            data[i] = (char)saved.c_cc[VEOF];
 }
 
 static void leave_raw(void)
@@ -429,8 +440,10 @@ static void read_terminal(void)
     char data[INPUT_BYTES];
     ssize_t n = read(in_fd, data, sizeof data);
     if (n > 0) {
-        if (raw_on)
+        if (raw_on) {
+            mend_typed_ahead(data, (size_t)n);
             note_typed(data, (size_t)n);
+        }
         tell('I', data, (size_t)n);
     } else if (n == 0 || (errno != EAGAIN && errno != EINTR && in_foreground())) {
         tell('E', NULL, 0);
@@ -455,6 +468,16 @@ static void write_pending(void)
     } else if (why != EAGAIN && why != EINTR) {
         pending_bytes = 0; /* the terminal is gone; the job hears of it by SIGHUP */
     }
+}
+
+/* The far terminal ends its lines with CR LF for a raw terminal. While ours is not raw (in the background) it adds a CR itself. */
+static size_t without_double_returns(char *data, size_t n)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < n; i++)
+        if (data[i] != '\r' || i + 1 == n || data[i + 1] != '\n')
+            data[kept++] = data[i];
+    return kept;
 }
 
 /* ---- ends ---- */
@@ -607,7 +630,7 @@ static void on_message(size_t n)
     case 'O':
     case 'P':
         pending = data;
-        pending_bytes = n;
+        pending_bytes = raw_wanted && !raw_on ? without_double_returns(data, n) : n;
         pending_stream = message[0] == 'O' ? 1 : 2;
         write_pending();
         break;

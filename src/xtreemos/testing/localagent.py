@@ -39,6 +39,7 @@ class LocalRun:
         self._stdin_closed = asyncio.Event()
         self._unread = {1: 0, 2: 0}
         self._room = asyncio.Event()
+        self._known = asyncio.Event()  # the program's process group is known, or it is over
         self._written = 0
         self._readers: dict[int, asyncio.Task[None]] = {}
         self._argv, self._hello = argv, hello
@@ -101,6 +102,7 @@ class LocalRun:
                 word, number = line.split()
                 if word == b"pid":
                     self.group = int(number)
+                    self._known.set()
                 elif os.WIFSTOPPED(int(number)):
                     self._events.put_nowait(Stopped(os.WSTOPSIG(int(number))))
                 elif os.WIFCONTINUED(int(number)):
@@ -110,6 +112,7 @@ class LocalRun:
         os.close(status)
         os.waitpid(self._supervisor, 0)  # noqa: ASYNC222  # it closed its end as the last thing it did
         self.group = 0
+        self._known.set()
         await asyncio.gather(*self._readers.values(), return_exceptions=True)
         record: dict[str, Any] = {"code": os.WEXITSTATUS(code), "signal": None, "core": False}
         if os.WIFSIGNALED(code):
@@ -188,6 +191,7 @@ class LocalRun:
         await self._stdin_closed.wait()
 
     async def signal(self, number: int) -> None:
+        await self._known.wait()
         if self.group:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.group, number)
@@ -331,6 +335,10 @@ async def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    import faulthandler
+
     import uvloop
+
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
 
     uvloop.run(main(Path(sys.argv[1])))

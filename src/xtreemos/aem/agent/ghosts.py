@@ -372,6 +372,7 @@ class _Ghost:
         task = asyncio.create_task(self._guarded(work), name=f"{getattr(work, '__name__', 'part')} of ghost {self._pid}")
         self._children.add(task)
         task.add_done_callback(self._children.discard)
+        task.add_done_callback(lambda _: work.close())  # a task cancelled before its first step never came to it
         return task
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
@@ -469,11 +470,16 @@ class _Ghost:
     async def _watch_stdin(self, run: Run) -> None:
         """Once the program reads no more, our end of the pipe goes, so that whoever writes to it gets SIGPIPE."""
         await run.stdin_closed()
-        if self._input_task is not None:
-            self._input_task.cancel()
+        await self._stop_input()
         if self._stdin is not None and not self._stdin.seekable:
             self._stdin.close()
         self._on(gm.InputRefused())
+
+    async def _stop_input(self) -> None:
+        """End the reading of standard input. The loop still watches the descriptor until the task is over: closed before, it aborts the agent."""
+        if self._input_task is not None:
+            self._input_task.cancel()
+            await asyncio.wait([self._input_task])
 
     async def _make_calls(self, run: Run) -> None:
         """Carry out calls on the run one after the other: the order of signals is kept."""
@@ -492,8 +498,7 @@ class _Ghost:
 
     async def _drain(self) -> None:
         """The program ended: nothing is read for it any more, and what it wrote is written."""
-        if self._input_task is not None:
-            self._input_task.cancel()
+        await self._stop_input()
         if self._stdin is not None:
             await self._stdin.settle()
             if "stdin_consumed" in self._exit:
