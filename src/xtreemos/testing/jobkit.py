@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from xtreemos.errors import Unreachable
 from xtreemos.foundation.cgroups import cgroup_path
 from xtreemos.foundation.frames import Kind
 from xtreemos.foundation.jobd.client import JobdClient
@@ -62,10 +63,17 @@ class JobKit:
         self._jobd = subprocess.Popen(argv, stderr=log, close_fds=preexec is None, preexec_fn=preexec)  # noqa: PLW1509  # tests: no threads yet
         log.close()
         end = time.monotonic() + 10
-        while not self.socket.exists():
+        while not self._answers():
             if self._jobd.poll() is not None or time.monotonic() > end:
                 raise AssertionError(f"jobd did not start: {(self.folder / 'jobd.log').read_text()}")
             time.sleep(0.005)
+
+    def _answers(self) -> bool:
+        try:
+            self.client().close()
+        except Unreachable:
+            return False
+        return True
 
     def kill_jobd(self, number: int = signal.SIGKILL) -> None:
         """End jobd with a signal."""

@@ -24,6 +24,7 @@ class JobdClient:
         try:
             self._sock.connect(str(path))
         except OSError as cause:
+            self._sock.close()
             raise Unreachable(f"jobd does not answer at {path}", "is the node up?") from cause
         self._decoder = Decoder()
         self._arrived: list[Frame] = []

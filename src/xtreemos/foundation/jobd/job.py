@@ -114,7 +114,7 @@ class Job:
             self._fifo = os.open(self.folder / "fifo" / FIFO_NAME, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             if self.request.stdio is Stdio.PTY:
                 console = Console(self._runtime.state_dir.parent / f"console-{os.getpid()}-{id(self):x}")
-            inner, outer = _plumbing(self.request.stdio, given_fds)
+            inner, outer = _plumbing(self.request, given_fds)
             argv = self._runtime.argv(self.request, join=self._group.join_folders, console=console.path if console else None)
             child = self._runtime.spawn(argv, inner)
         except (OSError, XosError) as cause:
@@ -177,7 +177,7 @@ class Job:
             self._readers = {STDOUT: self._make_reader(os.dup(self._terminal), OutStream())}
         elif self.request.stdio is Stdio.PIPES:
             self._writer = self._make_writer(outer[0], terminal=False)
-            self._readers = {STDOUT: self._make_reader(outer[1], OutStream()), STDERR: self._make_reader(outer[2], OutStream())}
+            self._readers = {number: self._make_reader(outer[number], OutStream()) for number in range(1, len(outer))}
         elif self.request.stdio is Stdio.SPOOL:
             spool = Path(self.request.spool_dir or "")
             os.close(outer[0])
@@ -264,7 +264,15 @@ class Job:
             self._loop.call_later(REMOVE_RETRY_S, self._remove_group)  # the kernel is still burying its last process
 
     def signal(self, number: int) -> None:
-        """Send a signal to the whole tree but init; processes forked meanwhile are found in a further round."""
+        """Send a signal to the whole tree but init."""
+        self._each_process(lambda pid: os.kill(pid, number))
+
+    def renice(self, nice: int) -> None:
+        """Give the whole tree a niceness of 0 to 19; what belongs to a user alone is not raised above others."""
+        self._each_process(lambda pid: os.setpriority(os.PRIO_PROCESS, pid, min(19, max(0, nice))))
+
+    def _each_process(self, act: Callable[[int], None]) -> None:
+        """Do something to the whole tree but init; processes forked meanwhile are found in a further round."""
         assert self._group is not None
         told: set[int] = {self.pid} if self.pid else set()
         for _ in range(SIGNAL_ROUNDS):
@@ -274,7 +282,7 @@ class Job:
             for pid in fresh:
                 told.add(pid)
                 try:
-                    os.kill(pid, number)
+                    act(pid)
                 except ProcessLookupError:
                     continue  # it ended just now
 
@@ -370,6 +378,8 @@ class Job:
         elif kind == "signal" and isinstance(body.get("signal"), int) and 0 < body["signal"] < 65:
             if self.machine.state in (State.RUNNING, State.STOPPED):
                 self.signal(body["signal"])
+        elif kind == "renice" and isinstance(body.get("nice"), int):
+            self.renice(body["nice"])
         elif kind == "broken":
             reader = self._readers.get(body.get("stream"))
             if reader:
@@ -404,12 +414,15 @@ class Job:
         (self.folder / "jobd.json").unlink(missing_ok=True)
 
 
-def _plumbing(stdio: Stdio, given: list[int]) -> tuple[list[int], list[int]]:
+def _plumbing(request: StartRequest, given: list[int]) -> tuple[list[int], list[int]]:
     """Return (descriptors for the runtime's 0, 1, 2, ...; our own ends). All are ours to close."""
     pairs = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
     inner = [pairs[0][0], pairs[1][1], pairs[2][1]]
     outer = [pairs[0][1], pairs[1][0], pairs[2][0]]
-    if stdio in (Stdio.PIPES, Stdio.SPOOL):
+    if request.stdio is Stdio.PIPES and request.merged:
+        os.dup2(inner[1], inner[2], inheritable=False)
+        os.close(outer.pop())
+    if request.stdio in (Stdio.PIPES, Stdio.SPOOL):
         return inner, outer
     # the runtime changes the owner of what it gets as 0, 1, 2: never give it a caller's file or the machine's /dev/null
     for fd in outer:

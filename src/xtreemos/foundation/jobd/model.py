@@ -126,11 +126,15 @@ def _take(params: dict[str, Any], name: str, kind: type | tuple[type, ...], defa
 
 @dataclass(frozen=True, slots=True)
 class StartRequest:
-    """A checked `start` call. `bundle` is `FOLDER/bundle` as `sandbox.write_bundle` makes it."""
+    """A checked `start` call. `bundle` is `FOLDER/bundle` as `sandbox.write_bundle` makes it.
+
+    `merged`: with pipes, standard error goes into the pipe of standard output, so that their order is kept; there is no stream 2.
+    """
 
     job: str
     bundle: str
     stdio: Stdio
+    merged: bool = False
     rows: int = 24
     cols: int = 80
     spool_dir: str | None = None
@@ -162,6 +166,7 @@ class StartRequest:
             job=job,
             bundle=bundle,
             stdio=stdio,
+            merged=_take(params, "merged", bool, False),
             rows=_size(params, "rows", 24),
             cols=_size(params, "cols", 80),
             spool_dir=spool_dir,
