@@ -3,7 +3,8 @@
 A job's network sees its gateway and, if the node's policy lets it, what lies behind the node (masqueraded). It never sees another
 job's network, whatever VO that job belongs to, nor the node itself except the ports that policy lists; nor the grid's control ports
 anywhere. Making one costs some 30 ms of other programs' time, so the pool is filled ahead (`fill`, in a background thread of the
-caller) and `take` costs nothing. A used one is destroyed, never handed to the next job.
+caller), `take` costs nothing, and up to `size` used ones serve again: a job has no right to change its network, and when the
+container has ended no process, socket or abstract name of it is left in there. Running jobs keep theirs when xosd starts again.
 
 Addresses: 10.244.0.1 is the gateway on every pair, job number i (from 2) is 10.244.(i / 256).(i % 256), each with a host route: so
 there is no shared segment on which jobs could meet. Everything lives in the network name space of the caller, except that
@@ -112,10 +113,13 @@ class JobNetPool:
         self._last = FIRST - 1
         self._lock = threading.Lock()
 
-    def open(self) -> None:
-        """Remove what an earlier life left, set the rules, switch forwarding on. Call once, before anything else."""
+    def open(self, keep: Sequence[str] = ()) -> None:
+        """Remove what an earlier life left, but for the paths in `keep` (of running jobs); set the rules, switch forwarding on.
+
+        Call once, before anything else.
+        """
         self._dir.mkdir(parents=True, exist_ok=True, mode=0o711)
-        self.destroy_all()
+        self.destroy_all(keep)
         _run(["nft", "-f", "-"], ruleset(outgoing=self._outgoing, node_ports=self._node_ports))
         if self._outgoing:
             Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
@@ -136,21 +140,37 @@ class JobNetPool:
             return self._make()
 
     def give_back(self, net: JobNet) -> None:
-        """Destroy the network of a job that ended: nothing of it reaches the next one. Unknown ones are fine."""
+        """Take back the network of a job whose processes are all gone."""
+        if len(self._ready) < self._size and net.number in self._used:
+            self._ready.append(net)
+            return
         self._destroy(net.interface, Path(net.path))
         with self._lock:
             self._used.discard(net.number)
 
-    def destroy_all(self) -> None:
-        """Remove every network and rule of ours in this name space; jobs in one lose theirs."""
+    @property
+    def ready_count(self) -> int:
+        """How many networks wait for a job."""
+        return len(self._ready)
+
+    def find(self, path: str) -> JobNet:
+        """Return the network at `path` as a value, for `give_back` after another life took it."""
+        number = int(Path(path).name.removeprefix(PREFIX))
+        return JobNet(path, address_of(number), f"{PREFIX}{number}", number)
+
+    def destroy_all(self, keep: Sequence[str] = ()) -> None:
+        """Remove every network and rule of ours in this name space but those in `keep`; jobs in a removed one lose theirs."""
         self._ready.clear()
+        kept = {self.find(path) for path in keep}
+        interfaces = {net.interface for net in kept}
         for interface in _interfaces():
-            if interface.startswith(PREFIX):
+            if interface.startswith(PREFIX) and interface not in interfaces:
                 _run(["ip", "link", "del", interface])
         for path in self._dir.glob(f"{PREFIX}*"):
-            _unpin(path)
+            if path.name not in interfaces:
+                _unpin(path)
         with self._lock:
-            self._used.clear()
+            self._used = {net.number for net in kept}
         _run(["nft", "-f", "-"], f"table inet {TABLE} {{}}\ndelete table inet {TABLE}\n")
 
     def _number(self) -> int:

@@ -22,7 +22,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     routes: list[str] = []
     vos: list[str] = []
     slots: int = 0
-    network: str = "none"
+    network: str = "outgoing"
     created_at: float = 0.0
 
 

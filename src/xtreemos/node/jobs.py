@@ -137,6 +137,7 @@ class LocalJobs:
         self._changed = asyncio.Condition()
         self._starting = 0
         self._alive = asyncio.Event()
+        self._finishing: set[asyncio.Task[None]] = set()
 
     async def wait_life(self) -> None:
         """Wait until jobd was asked what it has, so that store and jobd agree."""
@@ -315,6 +316,7 @@ class LocalJobs:
                 "job": key,
                 "bundle": str(bundle),
                 "stdio": "fds" if fds else stdio or ("spool" if spec.detached else "pty" if spec.tty else "pipes"),
+                "merged": spec.merged,
                 "rows": spec.tty.rows if spec.tty else 24,
                 "cols": spec.tty.cols if spec.tty else 80,
                 **({"spool_dir": str(folder / "spool"), "spool_bytes_max": SPOOL_BYTES_MAX} if spec.detached else {}),
@@ -394,15 +396,24 @@ class LocalJobs:
                 up.cancel()
                 with contextlib.suppress(asyncio.CancelledError, XosError):
                     await up
-            if running.exit is None and isinstance(result, dict) and result.get("exit"):
-                await self._ended(running, result["exit"])
-            if not running.detached:
-                await self.forget(running)
+            # The caller is told first: should this daemon die now, jobd still has the end, and recovery records it.
+            self._finish(running, result)
             return result
         finally:
             running.attached -= 1
             running.left_at = time.monotonic()
             peer.close()
+
+    def _finish(self, running: Running, result: Any) -> None:
+        async def finish() -> None:
+            if running.exit is None and isinstance(result, dict) and result.get("exit"):
+                await self._ended(running, result["exit"])
+            if not running.detached:
+                await self.forget(running)
+
+        task = asyncio.create_task(finish(), name=f"finish {running.key}")
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
 
     async def describe(self, running: Running) -> JobSpec:
         """Return what a foreground job was started as.

@@ -78,7 +78,7 @@ async def open_first(
         return {}
 
     del welcome
-    await runtime.serve_core(grid, system, first)
+    await runtime.serve_core(grid, system, first, first=True)
     return runtime
 
 

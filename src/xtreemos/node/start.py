@@ -26,9 +26,9 @@ from xtreemos.node.config import NodeConfig, load_node, save_node
 from xtreemos.node.joining import owner_key
 from xtreemos.node.vo_runtime import save_credential
 from xtreemos.vo.audit import verify_file
-from xtreemos.vo.client import CdaClient, fetch_trust
+from xtreemos.vo.client import CdaClient, Issued, fetch_trust
 from xtreemos.vo.document import Trust
-from xtreemos.vo.founding import GridSecrets, found_grid, issue_server, load_grid, new_server_key, save
+from xtreemos.vo.founding import GridSecrets, VoSecrets, found_grid, issue_server, load_grid, new_server_key, save
 from xtreemos.vo.grid import GridFile, VoEntry, save_grid, with_entry
 from xtreemos.vo.grid import load_grid as load_grid_file
 from xtreemos.vo.tokens import Token, parse_token, sign_consent
@@ -209,15 +209,25 @@ async def _join(paths: NodePaths, token: Token, config: NodeConfig, core: bool) 
     )
     told = answer["extra"]
     entry = _entry(trust, told)
-    save_credential(paths.private / "vo" / token.vo, issued)
+    folder = paths.private / "vo" / token.vo
+    save_credential(folder, issued)
     if told.get("core"):
-        raise UsageError("a further core node cannot be added by this version", "use a token without --core")
+        await _become_candidate(paths, folder, client, issued, told["core"])
     known = load_grid_file(paths.dir) if paths.grid_json.exists() else GridFile()
     import msgspec
 
     save_grid(paths.dir, msgspec.structs.replace(with_entry(known, entry), node=config.name))
     vos = config.vos if token.vo in config.vos else [*config.vos, token.vo]
     save_node(paths, msgspec.structs.replace(config, grid=config.grid or entry.grid, vos=vos))
+
+
+async def _become_candidate(paths: NodePaths, folder: Path, client: CdaClient, issued: Issued, parcel: dict[str, Any]) -> None:
+    """Keep what a core node needs: the fabric's keys, its certificate, the VO's issuing keys."""
+    grid = GridSecrets.from_bytes(parcel["grid_secrets"])
+    save(paths.private, grid)
+    _write_fabric_files(paths, grid, parcel["cert"], parcel["key"])
+    mine = CdaClient(issued.trust, client.endpoints, lambda: issued.identity)
+    save(folder, VoSecrets.from_bytes((await mine.call("issuing_keys"))["secrets"]))
 
 
 def _entry(trust: Trust, told: dict[str, Any]) -> VoEntry:

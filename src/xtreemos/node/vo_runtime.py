@@ -28,7 +28,7 @@ from xtreemos.fabric.kv import Bucket, Deleted, Entry, ensure_bucket, open_bucke
 from xtreemos.fabric.lease import Lease
 from xtreemos.fabric.link import Credentials as FabricCredentials
 from xtreemos.fabric.nkeys import KeyKind, KeyPair
-from xtreemos.fabric.stream import Synced, copies_possible
+from xtreemos.fabric.stream import Synced, copies_possible, stream_info
 from xtreemos.fabric.sysaccount import SystemAccount
 from xtreemos.foundation import query
 from xtreemos.foundation.files import write_atomically
@@ -118,6 +118,7 @@ class VoRuntime:
         self.users: dict[str, PublicUser] = {}
         self.nodes: dict[str, PublicNode] = {}
         self.cda: Cda | None = None
+        self.first_account_jwt = ""
         self.manager: ManagerDriver | None = None
         self.on_users: Callable[[], None] | None = None
         self.on_revoked: Callable[[str, Revocation], Awaitable[None]] | None = None
@@ -138,18 +139,35 @@ class VoRuntime:
         """What this (plain) node shows to the fabric, now."""
         return FabricCredentials(self.issued.credentials.nats, self.issued.keys.nats)
 
-    async def serve_core(self, grid: GridSecrets, system: SystemAccount, node_extra: Any) -> None:
-        """On a core node: make the VO's buckets and streams if need be, then offer the CDA and stand for manager."""
+    async def account_jwt(self) -> str:
+        """Return the VO's account JWT as last decided (core nodes)."""
+        vo = await open_bucket(self.fabric, subjects.VO_BUCKET)
+        held = await Registry(vo, vo).account.get("jwt")
+        return held.record.jwt if held else self.first_account_jwt
+
+    async def serve_core(self, grid: GridSecrets, system: SystemAccount, node_extra: Any, *, first: bool = False) -> None:
+        """On a core node: offer the CDA and stand for manager. `first` makes the VO's buckets and streams.
+
+        Only the founding moment may make them: a server of a growing cluster must not fill the place of what is being restored.
+        """
         assert self.secrets is not None
-        copies = copies_possible(self.fabric)
-        vo = await ensure_bucket(self.fabric, subjects.VO_BUCKET, copies=copies)
-        pub = await ensure_bucket(self.fabric, subjects.PUBLIC_BUCKET, copies=copies)
-        await ensure_job_streams(self.fabric, copies=copies)
+        if first:
+            copies = copies_possible(self.fabric)
+            vo = await ensure_bucket(self.fabric, subjects.VO_BUCKET, copies=copies)
+            pub = await ensure_bucket(self.fabric, subjects.PUBLIC_BUCKET, copies=copies)
+            await ensure_job_streams(self.fabric, copies=copies)
+        else:
+            vo = await open_bucket(self.fabric, subjects.VO_BUCKET)
+            pub = await open_bucket(self.fabric, subjects.PUBLIC_BUCKET)
+            info = await stream_info(self.fabric, subjects.SUBMIT_STREAM)
+            await ensure_job_streams(self.fabric, copies=int(info["config"]["num_replicas"]))
+        account = VoAccount(self.issued.trust, grid, system)
+        self.first_account_jwt = account.mint({}, self.issued.trust.document.issued_at)
         self.cda = Cda(
             Registry(vo, pub),
             self.secrets,
             audit=self.audit,
-            account=VoAccount(self.issued.trust, grid, system),
+            account=account,
             endpoints=tuple(self.entry.endpoints),
             node_extra=node_extra,
         )

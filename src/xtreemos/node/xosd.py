@@ -29,7 +29,7 @@ from xtreemos.aem.manager.signed import Submission
 from xtreemos.aem.nodejobs import ContactFile, Hooks
 from xtreemos.aem.nodejobs import NodeJobs as DetachedJobs
 from xtreemos.aem.nodestore import GroupCommit, NodeStore
-from xtreemos.errors import NotFound, PermissionRefused, RemoteError, UsageError, XosError
+from xtreemos.errors import NotFound, PermissionRefused, RemoteError, Unreachable, UsageError, XosError
 from xtreemos.fabric import rpc, subjects
 from xtreemos.fabric.caller import Caller, CallerKind
 from xtreemos.fabric.link import Message
@@ -41,15 +41,16 @@ from xtreemos.foundation.cgroups import Cgroups
 from xtreemos.foundation.facts import live_facts, static_facts
 from xtreemos.foundation.paths import NATS_PORT, RPC_PORT, NodePaths
 from xtreemos.names import check_user, check_vo
-from xtreemos.node import joining
+from xtreemos.node import growing, joining
 from xtreemos.node.config import NodeConfig, load_node, save_node
 from xtreemos.node.guests import Guests
 from xtreemos.node.jobs import SLOTS_PER_CPU, LocalJobs, NoSuchJob
+from xtreemos.node.nets import Nets, open_pool
 from xtreemos.node.policies import NodePolicy
 from xtreemos.node.service import JobService, guarded
 from xtreemos.node.vo_runtime import VoRuntime, connect_system, mint_vo_account, save_credential
 from xtreemos.vo.founding import GridSecrets, found_vo, load_grid, save
-from xtreemos.vo.grid import VoEntry
+from xtreemos.vo.grid import GridFile, VoEntry
 from xtreemos.vo.grid import load_grid as load_grid_file
 from xtreemos.vo.grid import save_grid, with_entry
 from xtreemos.vo.model import Revocation
@@ -79,7 +80,7 @@ class Xosd:
         self._facts = static_facts(self.config.name, self.paths.dir, self.paths.private / "tags")
         self._live_facts: tuple[float, dict[str, Any]] = (0.0, {})
         self.slots = self.config.slots or SLOTS_PER_CPU * int(self._facts["cpus"])
-        self.nets: Any = None
+        self.nets: Nets | None = None
         self.jobs = LocalJobs(
             paths=self.paths,
             node=self.config.name,
@@ -99,6 +100,7 @@ class Xosd:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._servers: list[Server] = []
         self._stop = asyncio.Event()
+        self._growing = False
 
     # -- facts -----------------------------------------------------------------------------------------------------------
 
@@ -121,7 +123,7 @@ class Xosd:
         self.policy.check_run(spec, self.config.name)
 
     async def _take_net(self) -> str | None:
-        return None if self.nets is None else str(await self.nets.take())
+        return None if self.nets is None else (await self.nets.take()).path
 
     def _give_net(self, path: str) -> None:
         if self.nets is not None:
@@ -160,18 +162,73 @@ class Xosd:
         self.jobs.on_detached_ended = self._detached_ended
         self.jobs.on_jobd = self._jobd_knows
         if self.config.network != "none":
-            from xtreemos.node.nets import open_pool  # noqa: PLC0415  # a node without job networks needs none of it
-
-            self.nets = await open_pool(self.paths, self.config)
+            self.nets = await self._open_nets()
         if self.grid is not None:
             self.system = await connect_system(self.config, self.grid, self.paths)
         grid_file = load_grid_file(self.paths.dir) if self.paths.grid_json.exists() else None
+        plan = growing.noted(self.paths)
+        if plan is not None and grid_file is not None:
+            await self._grow(grid_file, plan)
         for vo in self.config.vos:
             assert grid_file is not None, "a node of a VO has a grid file"
             await self._open_vo(grid_file.entry(vo))
         self._servers.append(await rpc.serve_tls("0.0.0.0", RPC_PORT, self.gate.context, self._methods(), self.gate.identify))  # noqa: S104
         self.spawn(self.jobs.follow(), "follow jobd")
         self.spawn(self.jobs.reap_orphans(), "orphans")
+
+    async def _grow(self, grid_file: GridFile, plan: growing.Plan) -> None:
+        """Carry out the plan to become three before anything is served."""
+        found = [
+            VoRuntime.open(node=self.config.name, entry=grid_file.entry(vo), folder=self._vo_folder(vo), core=True)
+            for vo in self.config.vos
+        ]
+        runtimes = {runtime.vo: runtime for runtime in await asyncio.gather(*found)}
+        try:
+            self.config = await growing.carry_out(self.paths, self.config, runtimes, plan)
+        finally:
+            for runtime in runtimes.values():
+                await runtime.close()
+
+    def _members_changed(self, runtime: VoRuntime) -> None:
+        """Users or nodes of a VO changed: accounts, and who the core nodes are."""
+        self.guests.update(self.vos)
+        cores = sorted((node.joined_at, node.addresses[0]) for node in runtime.nodes.values() if node.core)
+        endpoints = [f"{address}:{RPC_PORT}" for _at, address in cores]
+        carriers = endpoints if len(cores) >= growing.CORES else endpoints[:1]
+        fabric = [one.replace(f":{RPC_PORT}", f":{NATS_PORT}") for one in carriers]
+        if carriers and (carriers, fabric) != (runtime.entry.endpoints, runtime.entry.fabric):
+            runtime.entry = msgspec.structs.replace(runtime.entry, endpoints=carriers, fabric=fabric)
+            runtime.fabric.set_servers(tuple(fabric))
+            if runtime.cda is not None:
+                runtime.cda.desk.endpoints = tuple(carriers)
+            self._remember(runtime.entry)
+        plan = growing.wanted(self.config, runtime)
+        if plan is not None and not self._growing:
+            self._growing = True
+            self.spawn(self._prepare_to_grow(runtime, plan), "prepare to grow")
+
+    async def _prepare_to_grow(self, runtime: VoRuntime, plan: growing.Plan) -> None:
+        await growing.wait_candidates(runtime, plan)
+        growing.note(self.paths, plan)
+        log.info("three core nodes are there: the fabric grows")
+        self._stop.set()  # carried out by the next start, before anything is served
+
+    async def _ready(self, call: ServerCall) -> Any:
+        """Tell a core node whether this machine could be one."""
+        return {"ready": growing.is_candidate(self.paths, call.caller.vo)}
+
+    async def _enlist(self, call: ServerCall) -> Any:
+        """Become one of three core nodes; this daemon starts again as one."""
+        self.config = await growing.enlist(self.paths, self.config, call)
+        asyncio.get_running_loop().call_later(0.2, self._stop.set)
+        return {}
+
+    async def _open_nets(self) -> Nets:
+        while True:
+            try:
+                return await open_pool(self.paths, self.config)
+            except Unreachable:
+                await asyncio.sleep(0.05)  # jobd is just starting
 
     async def _close(self) -> None:
         for server in self._servers:
@@ -187,7 +244,7 @@ class Xosd:
     async def _open_vo(self, entry: VoEntry) -> VoRuntime:
         runtime = await VoRuntime.open(node=self.config.name, entry=entry, folder=self._vo_folder(entry.vo), core=self.config.core)
         self.vos[entry.vo] = runtime
-        runtime.on_users = lambda: self.guests.update(self.vos)
+        runtime.on_users = lambda: self._members_changed(runtime)
         runtime.on_revoked = lambda key, record: self._revoked(runtime, key, record)
         runtime.on_renewed = lambda: self.gate.set_identity(runtime.issued.identity, runtime.admission)
         self.gate.set_identity(runtime.issued.identity, runtime.admission)
@@ -301,12 +358,14 @@ class Xosd:
         )  # fmt: skip
         table = {f"cda.{name}": self._cda(name) for name in names}
         anybody: frozenset[CallerKind] = frozenset({"anonymous", "user", "node"})
-        return {
-            **table,
-            **self.service.methods(),
+        node: frozenset[CallerKind] = frozenset({"node"})
+        own = {
             "ping": guarded(anybody, _ping),
             "grid.facts": guarded(anybody, self._grid_facts),
+            "core.ready": guarded(node, self._ready),
+            "core.enlist": guarded(node, self._enlist),
         }
+        return {**table, **self.service.methods(), **own}
 
     def _cda(self, name: str) -> Handler:
         async def handle(call: ServerCall) -> Any:

@@ -1,0 +1,62 @@
+"""Networks for jobs as xosd uses them: opened with the ones of running jobs kept, filled in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from xtreemos.errors import XosError
+from xtreemos.fabric import rpc
+from xtreemos.foundation.jobnet import JobNet, JobNetPool
+from xtreemos.foundation.paths import NodePaths
+from xtreemos.node.config import NodeConfig
+
+log = logging.getLogger(__name__)
+
+READY = 8
+
+
+class Nets:
+    """The pool of one node."""
+
+    def __init__(self, pool: JobNetPool) -> None:
+        self._pool = pool
+        self._filling: asyncio.Task[None] | None = None
+
+    async def take(self) -> JobNet:
+        """Return a network for a job; at once if one is ready."""
+        net = await asyncio.to_thread(self._pool.take) if not self._pool.ready_count else self._pool.take()
+        self._fill()
+        return net
+
+    def give_back(self, path: str) -> None:
+        """Take back the network of an ended job."""
+        try:
+            self._pool.give_back(self._pool.find(path))
+        except XosError as error:
+            log.warning("%s", error)
+
+    def _fill(self) -> None:
+        if self._filling is None or self._filling.done():
+            self._filling = asyncio.create_task(self._fill_now(), name="fill networks")
+
+    async def _fill_now(self) -> None:
+        try:
+            await asyncio.to_thread(self._pool.fill)
+        except XosError as error:
+            log.warning("%s", error)
+
+
+async def open_pool(paths: NodePaths, config: NodeConfig) -> Nets:
+    """Open the node's pool; networks of jobs that jobd runs are kept."""
+    peer = await rpc.connect_unix(paths.jobd_socket)
+    try:
+        rows = await peer.call("list", timeout_s=10)
+    finally:
+        peer.close()
+    keep = [str(row["meta"]["netns"]) for row in rows if (row.get("meta") or {}).get("netns") and row.get("exit") is None]
+    pool = JobNetPool(paths.run / "netns", size=READY, outgoing=config.network == "outgoing")
+    await asyncio.to_thread(pool.open, keep)
+    nets = Nets(pool)
+    nets._fill()  # noqa: SLF001  # the first networks are made while the rest of the daemon starts
+    return nets
