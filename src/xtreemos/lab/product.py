@@ -67,11 +67,18 @@ def wait_ready(lab: Lab, node: Node, admin: str) -> None:
     end = time.monotonic() + READY_WAIT_S + READY_WAIT_PER_NODE_S * len(wanted)
     while True:
         seen = {str(row["node"]) for row in _json(lab, node, ["nodes", "--json"], user=admin)}
-        if wanted <= seen:
+        if wanted <= seen and all(_carries(lab, member) for member in lab.nodes if member.core and member.init):
             return
         if time.monotonic() > end:
-            raise LabError(f"{', '.join(sorted(wanted - seen))}: still no resource of {VO}", f"see {store.lab_dir(lab.name)}/nodes/*/log")
+            late = sorted(wanted - seen) or ["the core nodes"]
+            raise LabError(f"{', '.join(late)}: still no resource of {VO}", f"see {store.lab_dir(lab.name)}/nodes/*/log")
         time.sleep(_POLL_S)
+
+
+def _carries(lab: Lab, node: Node) -> bool:
+    """Tell whether a core node carries its part: with three of them the fabric grows after the last has joined."""
+    status = _json(lab, node, ["status", "--json"])
+    return bool(status["core"]) and all(row["cda"] and row["connected"] for row in status["vos"])
 
 
 def _json(lab: Lab, node: Node, words: Sequence[str], *, user: str | None = None) -> Any:

@@ -66,7 +66,7 @@ async def open_first(
     welcome: Callable[[VoRuntime, str, Mapping[str, Any]], Awaitable[Mapping[str, Any]]],
 ) -> VoRuntime:
     """Open a VO that was founded this moment: its buckets are made, its CDA answers to this process only."""
-    from xtreemos.vo.founding import load_vo  # noqa: PLC0415  # only the first node of a VO comes here
+    from xtreemos.vo.founding import load_vo  # only the first node of a VO comes here
 
     secrets = load_vo(folder)
     issued = provisional(secrets, node)

@@ -33,7 +33,11 @@ def main() -> int:
         except XosError as error:
             print(f"xos: {error.line()}", file=sys.stderr)
             return 1
-    os.execv(sys.argv[2], sys.argv[2:])
+    try:
+        os.execv(sys.argv[2], sys.argv[2:])  # noqa: S606  # becoming another program is what this one is for
+    except OSError as error:
+        print(f"xos: {sys.argv[2]}: {error.strerror}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

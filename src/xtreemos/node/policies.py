@@ -46,12 +46,12 @@ class NodePolicy:
             if self._seen is None:
                 self._sets = None
             else:
-                from xtreemos.vo import policy  # noqa: PLC0415  # Cedar costs 15 MB: a node without a policy needs none of it
+                from xtreemos.vo import policy  # Cedar costs 15 MB: a node without a policy needs none of it
 
                 self._sets = (policy.Policies("user"), policy.Policies("vo"), policy.load_site(self._folder))
         if self._sets is None:
             return
-        from xtreemos.vo import policy  # noqa: PLC0415  # see above
+        from xtreemos.vo import policy  # see above
 
         decision = policy.decide(self._request(policy, spec, node), *self._sets)
         if not decision.allowed:

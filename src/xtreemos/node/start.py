@@ -24,7 +24,7 @@ from xtreemos.names import check_node, check_vo
 from xtreemos.node import supervise
 from xtreemos.node.config import NodeConfig, load_node, save_node
 from xtreemos.node.joining import owner_key
-from xtreemos.node.vo_runtime import save_credential
+from xtreemos.node.vo_runtime import operator_jwt, save_credential
 from xtreemos.vo.audit import verify_file
 from xtreemos.vo.client import CdaClient, Issued, fetch_trust
 from xtreemos.vo.document import Trust
@@ -68,16 +68,13 @@ def _write_fabric_files(paths: NodePaths, grid: GridSecrets, certificate: bytes,
 def server_config(paths: NodePaths, config: NodeConfig, grid: GridSecrets) -> ServerConfig:
     """Describe this node's NATS server."""
     now = int(config.created_at)
-    operator = KeyPair.from_seed(grid.operator_seed)
     signing = KeyPair.from_seed(grid.signing_seed)
     system = jwt.mint_account(signing, account=grid.system_account_public, name="SYS", now=now)
     return ServerConfig(
         name=config.name,
         folder=paths.fabric,
         tls=TlsFiles(paths.fabric / "ca.pem", paths.fabric / "cert.pem", paths.fabric / "key.pem"),
-        operator_jwt=jwt.mint_operator(
-            operator, name=grid.name, system_account=grid.system_account_public, now=now, signing_keys=[grid.signing_public]
-        ),
+        operator_jwt=operator_jwt(grid, now),
         system_account=grid.system_account_public,
         accounts={grid.system_account_public: system},
         host=config.address,
@@ -268,7 +265,7 @@ async def _accept(directory: Path, token: Token, password: str) -> dict[str, Any
         peer.close()
     known = load_grid_file(directory) if (directory / "grid.json").exists() else GridFile()
     if token.vo not in known.vos:
-        target = directory if os.access(directory, os.W_OK) or not directory.exists() and os.geteuid() == 0 else user_dir()
+        target = directory if os.access(directory, os.W_OK) or (not directory.exists() and os.geteuid() == 0) else user_dir()
         save_grid(target, with_entry(load_grid_file(target) if (target / "grid.json").exists() else known, _entry(trust, told)))
     return answer
 

@@ -32,7 +32,7 @@ from xtreemos.fabric.stream import Synced, copies_possible, stream_info
 from xtreemos.fabric.sysaccount import SystemAccount
 from xtreemos.foundation import query
 from xtreemos.foundation.files import write_atomically
-from xtreemos.foundation.paths import NATS_PORT, NodePaths
+from xtreemos.foundation.paths import NATS_PORT
 from xtreemos.node.config import NodeConfig
 from xtreemos.vo.admission import Admission
 from xtreemos.vo.audit import Audit
@@ -287,20 +287,36 @@ def service_credentials(node: str, trust: Trust, secrets: VoSecrets) -> FabricCr
     return FabricCredentials(token, key)
 
 
-async def connect_system(config: NodeConfig, grid: GridSecrets, paths: NodePaths) -> SystemAccount:
+async def connect_system(config: NodeConfig, grid: GridSecrets) -> SystemAccount:
     """Connect to the system account of the fabric; does not wait for it."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     tls.minimum_version = ssl.TLSVersion.TLSv1_3
     tls.load_verify_locations(cadata=grid.fabric_ca_pem)
     settings = Settings(
-        servers=tuple(config.routes) or (f"{config.address}:{NATS_PORT}",),
+        servers=(f"{config.address}:{NATS_PORT}",),
         tls=tls,
         inbox=subjects.service_inbox(config.name),
         name=f"xosd {config.name} system",
         tls_name=fabric_dns(grid.name),
     )
     fabric = await Fabric.connect(settings, lambda: system_credentials(grid), wait_s=None)
-    return SystemAccount(fabric)
+    return SystemAccount(fabric, operator_claims(grid, int(config.created_at)))
+
+
+def operator_jwt(grid: GridSecrets, now: int) -> str:
+    """Make the operator's token, which every NATS server of the grid is configured with."""
+    return jwt.mint_operator(
+        KeyPair.from_seed(grid.operator_seed),
+        name=grid.name,
+        system_account=grid.system_account_public,
+        now=now,
+        signing_keys=[grid.signing_public],
+    )
+
+
+def operator_claims(grid: GridSecrets, now: int) -> jwt.Claims:
+    """Return the operator as verifiers of account tokens see it."""
+    return jwt.verify_operator(operator_jwt(grid, now), operator=grid.operator_public, now=time.time())
 
 
 def system_credentials(grid: GridSecrets) -> FabricCredentials:

@@ -50,10 +50,8 @@ from xtreemos.node.policies import NodePolicy
 from xtreemos.node.service import JobService, guarded
 from xtreemos.node.vo_runtime import VoRuntime, connect_system, mint_vo_account, save_credential
 from xtreemos.vo.founding import GridSecrets, found_vo, load_grid, save
-from xtreemos.vo.grid import GridFile, VoEntry
+from xtreemos.vo.grid import GridFile, VoEntry, save_grid, with_entry
 from xtreemos.vo.grid import load_grid as load_grid_file
-from xtreemos.vo.grid import save_grid, with_entry
-from xtreemos.vo.model import Revocation
 from xtreemos.vo.tls import Gate
 
 log = logging.getLogger("xtreemos.node.xosd")
@@ -164,7 +162,7 @@ class Xosd:
         if self.config.network != "none":
             self.nets = await self._open_nets()
         if self.grid is not None:
-            self.system = await connect_system(self.config, self.grid, self.paths)
+            self.system = await connect_system(self.config, self.grid)
         grid_file = load_grid_file(self.paths.dir) if self.paths.grid_json.exists() else None
         plan = growing.noted(self.paths)
         if plan is not None and grid_file is not None:
@@ -172,7 +170,7 @@ class Xosd:
         for vo in self.config.vos:
             assert grid_file is not None, "a node of a VO has a grid file"
             await self._open_vo(grid_file.entry(vo))
-        self._servers.append(await rpc.serve_tls("0.0.0.0", RPC_PORT, self.gate.context, self._methods(), self.gate.identify))  # noqa: S104
+        self._servers.append(await rpc.serve_tls("0.0.0.0", RPC_PORT, self.gate.context, self._methods(), self.gate.identify))
         self.spawn(self.jobs.follow(), "follow jobd")
         self.spawn(self.jobs.reap_orphans(), "orphans")
 
@@ -245,7 +243,7 @@ class Xosd:
         runtime = await VoRuntime.open(node=self.config.name, entry=entry, folder=self._vo_folder(entry.vo), core=self.config.core)
         self.vos[entry.vo] = runtime
         runtime.on_users = lambda: self._members_changed(runtime)
-        runtime.on_revoked = lambda key, record: self._revoked(runtime, key, record)
+        runtime.on_revoked = lambda key, _record: self._revoked(runtime, key)
         runtime.on_renewed = lambda: self.gate.set_identity(runtime.issued.identity, runtime.admission)
         self.gate.set_identity(runtime.issued.identity, runtime.admission)
         self.guests.add_vo(entry.vo)
@@ -392,7 +390,7 @@ class Xosd:
             told["core"] = joining.core_parcel(self.grid, node, tuple(facts["addresses"]))
         return told
 
-    async def _revoked(self, runtime: VoRuntime, key: str, record: Revocation) -> None:
+    async def _revoked(self, runtime: VoRuntime, key: str) -> None:
         """Drop connections and end programs of what was revoked."""
         _word, kind, name = key.split(".", 2)
         for server in self._servers:
