@@ -140,10 +140,16 @@ class JobNetPool:
             return self._make()
 
     def give_back(self, net: JobNet) -> None:
-        """Take back the network of a job whose processes are all gone."""
-        if len(self._ready) < self._size and net.number in self._used:
-            self._ready.append(net)
-            return
+        """Take back the network of a job whose processes are all gone; a second time means nothing.
+
+        Twice in the pool it would be given to two jobs at once, perhaps of two VOs.
+        """
+        with self._lock:
+            if net in self._ready or net.number not in self._used:
+                return
+            if len(self._ready) < self._size:
+                self._ready.append(net)
+                return
         self._destroy(net.interface, Path(net.path))
         with self._lock:
             self._used.discard(net.number)

@@ -59,6 +59,12 @@ class Runtime:
         """Remove what crun keeps of a dead container."""
         _remove_tree(self.state_dir / job)
 
+    def bury_all(self) -> None:
+        """Remove everything crun keeps; only when no container lives, at the start of a jobd."""
+        with os.scandir(self.state_dir) as entries:
+            for entry in list(entries):
+                self.bury(entry.name)
+
 
 def job_folder(request: StartRequest) -> Path:
     """The folder around a request's bundle: exit.json, crun.log, pid, fifo."""

@@ -57,24 +57,33 @@ START_TIMEOUT_S = 30.0
 DRAIN_TIMEOUT_S = 1.0
 REMOVE_RETRY_S = 0.05
 PERSIST_RETRY_S = 1.0
+BURY_DELAY_S = 2.0
 SIGNAL_ROUNDS = 8
 
 
 def persist(folder: Path, name: str, value: Any) -> None:
-    """Write JSON so that it is there whole after a power cut, or not at all."""
+    """Write JSON so that it survives a power cut once this returns.
+
+    One fsync, after the rename: it forces the journal (log, log tree) in which the rename stands as well. A file cut short by a
+    loss of power before it reads as no file (`read_record`); nobody was told of it yet.
+    """
     fresh = folder / f".{name}.new"
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, json.dumps(value).encode())
+        os.rename(fresh, folder / name)
         os.fsync(fd)
     finally:
         os.close(fd)
-    os.rename(fresh, folder / name)
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Return the job's exit record; None if there is none that is whole."""
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        record = json.loads((folder / "exit.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 class Job:
@@ -240,7 +249,7 @@ class Job:
                     self._apply(OutputLost(reader.stream.failure))
         kills = self._cgroups.oom_kills(self._group)
         self._bury()
-        self._apply(ContainerEnded(status, kills))
+        self._apply(ContainerEnded(status, kills, self._writer.read_by_job() if self._writer else None))
         if self._writer:
             self._writer.stream.give_up()
             self._writer.end()
@@ -256,7 +265,8 @@ class Job:
             self._loop.unregister(self._fifo)
             os.close(self._fifo)
             self._fifo = -1
-        self._runtime.bury(self.request.job)
+        # not at once: a `crun checkpoint` that just ended this container is still about to remove the same folder, and fails if it is gone
+        self._loop.call_later(BURY_DELAY_S, partial(self._runtime.bury, self.request.job))
         self._remove_group()
 
     def _remove_group(self) -> None:

@@ -47,6 +47,7 @@ class ContainerEnded:
 
     status: int
     oom_kills: int
+    stdin_consumed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,7 @@ class JobMachine:
             started_at=self.started_at,
             ended_at=now_s,
             reason=self._reason(said, event.oom_kills),
+            stdin_consumed=event.stdin_consumed,
         )
         return (Persist(self.exit), Announce())
 

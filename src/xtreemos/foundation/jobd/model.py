@@ -98,6 +98,7 @@ class ExitRecord:
     """How a job ended. Exactly one of `code` and `signal` is set, or neither when nobody could see (`reason` says why).
 
     CPU times are those of the main process and of the children it waited for, as `time` counts them; times are Unix seconds.
+    `stdin_consumed`: bytes of standard input that were taken out of the pipe; None with a terminal, or if it is not known.
     """
 
     code: int | None
@@ -109,6 +110,7 @@ class ExitRecord:
     started_at: float
     ended_at: float
     reason: str | None
+    stdin_consumed: int | None = None
 
     def to_wire(self) -> dict[str, Any]:
         """Return the map of frames and of `exit.json`."""

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
+import termios
 from collections.abc import Callable
 
 from xtreemos.foundation.frames import CHUNK_BYTES, Kind
@@ -94,6 +97,8 @@ class Writer:
         self._moved = moved
         self._broken = broken
         self._mask = 0
+        self._rest = -1  # a read end of the job's pipe, from when our write end is closed
+        self._read_bytes: int | None = None
         self.stream = InStream()
         os.set_blocking(fd, False)
         loop.register(fd, 0, self._on_ready)  # mask 0: the kernel still says when the job's end closes
@@ -129,16 +134,35 @@ class Writer:
                 os.write(self._fd, b"\x04")  # a terminal's end of file is a character
             except BlockingIOError:
                 return  # `push` comes again when there is room
-        self.end()
+        else:
+            self._rest = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._close()
+
+    def read_by_job(self) -> int | None:
+        """How many bytes of input the job took out of its pipe; None for a terminal. Right once nobody reads any more."""
+        if self._terminal:
+            return None
+        pipe = self._rest if self._rest >= 0 else self._fd
+        if self._read_bytes is None and pipe >= 0:
+            (left,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
+            return self.stream.written - int(left)
+        return self._read_bytes
 
     def _break(self) -> None:
+        self._read_bytes = self.read_by_job()
         self.stream.give_up()
         self.end()
         self._moved()
         self._broken()
 
     def end(self) -> None:
-        """Close the job's input."""
+        """Let go of the job's input."""
+        self._close()
+        if self._rest >= 0:
+            os.close(self._rest)
+            self._rest = -1
+
+    def _close(self) -> None:
         if self._fd >= 0:
             self._loop.unregister(self._fd)
             os.close(self._fd)

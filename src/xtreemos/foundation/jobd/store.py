@@ -13,7 +13,7 @@ from typing import Any
 
 from xtreemos.foundation.cgroups import Cgroups, Group
 from xtreemos.foundation.jobd.container import Runtime
-from xtreemos.foundation.jobd.job import persist
+from xtreemos.foundation.jobd.job import persist, read_record
 from xtreemos.foundation.jobd.model import REASON_JOBD, ExitRecord
 
 BURY_TIMEOUT_MS = 5000
@@ -58,11 +58,12 @@ def recover(jobs_dir: Path, runtime: Runtime, cgroups: Cgroups) -> dict[str, For
             continue  # cut off by a power loss before anything was started
         group = cgroups.adopt(job)
         _end(cgroups, group)
-        runtime.bury(job)
-        if not (marker.parent / "exit.json").exists():
-            persist(marker.parent, "exit.json", _lost(marker.stat().st_mtime).to_wire())
-        record = json.loads((marker.parent / "exit.json").read_text())
+        record = read_record(marker.parent)
+        if record is None:
+            record = _lost(marker.stat().st_mtime).to_wire()
+            persist(marker.parent, "exit.json", record)
         found[job] = FormerJob(marker.parent, job, known.get("meta"), record)
+    runtime.bury_all()
     return found
 
 
