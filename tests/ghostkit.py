@@ -118,6 +118,12 @@ def state(pid: int) -> str:
     return "" if letter in "ZX" else letter
 
 
+def watches_signals(pid: int) -> bool:
+    """Tell whether a ghost is past the first milliseconds, in which signals have their default action."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool((int(fields["SigBlk"], 16) | int(fields["SigCgt"], 16)) & 1 << (signal.SIGUSR1 - 1))
+
+
 def until(condition, what: str = "", timeout_s: float = WAIT_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():

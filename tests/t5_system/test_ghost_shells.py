@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 import signal
-from pathlib import Path
 
 import pytest
-from ghostkit import PROMPT, Agent, Shell, build, python_ghost, state, until
+from ghostkit import PROMPT, Agent, Shell, build, python_ghost, state, until, watches_signals
 
 
 @pytest.fixture(scope="module", params=["c", "python"])
@@ -274,7 +273,7 @@ def test_ctrl_z_stops_a_whole_script(shell):
 def test_ctrl_c_while_no_node_answers_ends_the_ghost(shell):
     shell.sendline("xos wait j1")
     until(lambda: os.tcgetpgrp(shell.child_fd) != shell.pid)
-    until(lambda: b"\0wait" in Path(f"/proc/{os.tcgetpgrp(shell.child_fd)}/cmdline").read_bytes())
+    until(lambda: watches_signals(os.tcgetpgrp(shell.child_fd)))
     shell.send("\x03")
     shell.answer()
     assert shell.code() == 130
@@ -283,7 +282,7 @@ def test_ctrl_c_while_no_node_answers_ends_the_ghost(shell):
 def test_ctrl_z_while_no_node_answers_stops_the_ghost(shell):
     shell.sendline("xos wait j1")
     until(lambda: os.tcgetpgrp(shell.child_fd) != shell.pid)
-    until(lambda: b"\0wait" in Path(f"/proc/{os.tcgetpgrp(shell.child_fd)}/cmdline").read_bytes())
+    until(lambda: watches_signals(os.tcgetpgrp(shell.child_fd)))
     shell.send("\x1a")
     assert "Stopped" in shell.answer()
     shell.do("kill -9 %1")

@@ -145,11 +145,7 @@ class Ghost:
 
     def look_at_descriptors(self) -> None:
         for number in range(3):
-            try:
-                mode = posix.fstat(number).st_mode
-            except OSError:  # closed: the wrong direction of /dev/null gives EBADF to whoever uses it
-                posix.open("/dev/null", posix.O_RDONLY if number else posix.O_WRONLY)
-                continue
+            mode = posix.fstat(number).st_mode
             self.isatty[number] = posix.isatty(number)
             if self.isatty[number] and self.terminal < 0:
                 self.terminal = number
@@ -556,10 +552,20 @@ def agent_folder() -> str | None:
     return folder if ours else None
 
 
+def fill_holes() -> None:
+    """Put the wrong direction of /dev/null (EBADF to whoever uses it) where a standard descriptor is closed, before the socket gets there."""
+    for number in range(3):
+        try:
+            posix.fstat(number)
+        except OSError:
+            posix.open("/dev/null", posix.O_RDONLY if number else posix.O_WRONLY)
+
+
 def main(name: str, arguments: list[str]) -> None:
     """Be a ghost if an agent is there, else the Python command line."""
     signal.signal(signal.SIGINT, signal.SIG_DFL if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN else signal.SIG_IGN)
     words = whole_command(name, arguments)
+    fill_holes()
     folder = agent_folder() if is_fast(words) else None
     ghost = Ghost(words, folder) if folder else None
     if ghost is None or ghost.agent is None:

@@ -266,7 +266,10 @@ def _become(hello: Hello, argv: list[bytes]) -> NoReturn:
             with contextlib.suppress(OSError, ValueError):
                 resource.setrlimit(number, (_limit(limits[0]), _limit(limits[1])))
         os.setpriority(os.PRIO_PROCESS, 0, hello.nice)
-        environment = {name.encode(errors="surrogateescape"): value.encode(errors="surrogateescape") for name, value in hello.environment.items()}
+        environment = {
+            name.encode(errors="surrogateescape"): value.encode(errors="surrogateescape")
+            for name, value in hello.environment.items()
+        }
         os.execvpe(argv[0], argv, environment)  # noqa: S606  # that is the point
     except OSError as error:
         os.write(2, b"localagent: " + argv[0] + b": " + (error.strerror or "?").encode() + b"\n")

@@ -45,6 +45,7 @@ from xtreemos.aem.agent.ports import (
 )
 from xtreemos.aem.agent.pumps import OutPump, Port, put_back, same_file, wait_ready
 from xtreemos.errors import NotFound, XosError
+from xtreemos.foundation.files import unlink_own
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class GhostServer:
         self._listener: socket.socket | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._path = Path()
+        self._inode = 0
 
     async def serve(self, socket_path: str | Path, launcher: Launcher) -> None:
         """Serve until cancelled; then ghosts lose their connection (and wait for a successor), programs go on.
@@ -95,6 +97,7 @@ class GhostServer:
         _remove_if_dead(self._path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         listener.bind(str(self._path))
+        self._inode = self._path.lstat().st_ino
         self._path.chmod(0o600)
         listener.listen(1024)  # a `make -j` or a long pipeline connects at once
         self._listener = listener
@@ -106,7 +109,7 @@ class GhostServer:
             asyncio.get_running_loop().remove_reader(self._listener.fileno())
             self._listener.close()
             self._listener = None
-            self._path.unlink(missing_ok=True)
+            unlink_own(self._path, self._inode)
         tasks = [*self._tasks, *([self._watcher] if self._watcher else [])]
         for task in tasks:
             task.cancel()
@@ -415,8 +418,8 @@ class _Ghost:
                     self._output_room.clear()
                     await self._output_room.wait()
             elif isinstance(event, OutputEnded):
-                if event.stream in self._pumps and not (self._hello.merged and event.stream == 2):
-                    self._pumps[event.stream].end()
+                if event.stream == 1 and 1 in self._pumps:  # 2 stays open: how the program ended may be said there
+                    self._pumps[1].end()
             elif isinstance(event, Ended):
                 self._exit = event.exit
                 self._on(event)
@@ -501,8 +504,9 @@ class _Ghost:
         await self._stop_input()
         if self._stdin is not None:
             await self._stdin.settle()
-            if "stdin_consumed" in self._exit:
-                put_back(self._stdin, self._stdin.read_bytes - int(self._exit["stdin_consumed"]))
+            consumed = self._exit.get("stdin_consumed")
+            if consumed is not None:
+                put_back(self._stdin, self._stdin.read_bytes - int(consumed))
             self._stdin.close()
         for pump in self._pumps.values():
             await pump.idle.wait()
@@ -560,9 +564,7 @@ class _Ghost:
         if self._hello.isatty[2]:
             self._tell(wire.line(text))
         elif 2 in self._pumps:
-            data = text.encode("utf-8", "replace") + b"\n"
-            self._output_waiting += len(data)
-            self._pumps[2].feed(data)
+            self._pumps[2].say(text.encode("utf-8", "replace") + b"\n")
 
     # -- the ghost's socket ----------------------------------------------------------------------------------------------
 
