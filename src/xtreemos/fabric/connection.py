@@ -413,10 +413,15 @@ class Fabric:
     ) -> Subscription:
         """Call `handler` for each message, over all reconnections, until the subscription is closed.
 
+        When this returns, the server we are connected to knows of it (others of the cluster a moment later).
         With `concurrency` 1 messages are handled in order. What the handler returns is the answer, if one was asked for; an
         XosError it raises reaches the requester as RemoteError; any other exception is logged and answered as a bug.
         """
         subscription = await self.listen(subject, queue=queue, pending_max=pending_max)
+        link = self._link
+        if link is not None and not link.dead.is_set():
+            with contextlib.suppress(Unreachable):  # the next link takes it along
+                await link.round_trip(self.settings.connect_s_max)
         for _ in range(concurrency):
             self._spawn(self._serve(subscription, handler))
         return subscription

@@ -250,18 +250,18 @@ class Bucket:
     # ---- watching by a consumer
 
     async def _watch_feed(self, pattern: str) -> AsyncGenerator[WatchEvent, None]:
-        state, newest = WatchState(), 0
+        state, newest, target = WatchState(), 0, 0
         feed = Feed(self._fabric, self._stream, self._prefix + pattern)
         async with contextlib.aclosing(feed.events(lambda: {"deliver_policy": "last_per_subject"})) as events:
             async for event in events:
                 if isinstance(event, Restart):
                     state.begin()
-                    pending = event.pending
+                    newest, target = 0, event.target
                 else:
-                    newest, pending = event.seq, event.pending
+                    newest = event.seq
                     for news in state.on(self._event(event)):
                         yield news
-                if pending == 0 and state.syncing:
+                if state.syncing and newest >= target:
                     for news in state.end(newest):
                         yield news
 

@@ -94,6 +94,7 @@ class Lease:
         if not self.held:
             raise LeaseTaken(f"{self.key!r} was acquired too slowly to be used", "try again")
         self._task = asyncio.create_task(self._keep(self._times), name=f"lease {self.key}")
+        self._task.add_done_callback(lambda _: self.lost.set())  # however it ends, even before its first step
         return self.token
 
     async def acquire_wait(self) -> int:
@@ -105,6 +106,7 @@ class Lease:
                 await self._wait_free()
             except Unreachable as cause:
                 logger.info("lease %s: %s", self.key, cause)
+                await asyncio.sleep(RETRY_S)
 
     async def _wait_free(self) -> None:
         async with contextlib.aclosing(self._bucket.watch(self.key)) as events:
@@ -125,13 +127,10 @@ class Lease:
 
     async def _keep(self, times: LeaseClock) -> None:
         """Renew at a third of the life; transient trouble is retried until the end, a conflict ends it at once."""
-        try:
-            while True:
-                await self._sleep_until(min(times.renew_s, times.stop_s))
-                if not times.held(self._clock()) or not await self._renew(times):
-                    return
-        finally:
-            self.lost.set()
+        while True:
+            await self._sleep_until(min(times.renew_s, times.stop_s))
+            if not times.held(self._clock()) or not await self._renew(times):
+                return
 
     async def _renew(self, times: LeaseClock) -> bool:
         """Renew once; False if the lease is lost."""
@@ -168,7 +167,7 @@ class Lease:
 
     async def _sleep_until(self, when_s: float) -> None:
         while (left_s := when_s - self._clock()) > 0:
-            await asyncio.sleep(left_s)
+            await asyncio.sleep(max(0.001, left_s))  # timers may fire early by less than a tick
 
     async def release(self) -> None:
         """Give the lease back at once, if we have it. `lost` is set first: stop acting before."""

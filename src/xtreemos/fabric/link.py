@@ -308,4 +308,6 @@ class Link(Client):
 def _reason(cause: BaseException, refused: str) -> str:
     if isinstance(cause, TimeoutError):
         return refused or "no answer in time"
+    if isinstance(cause, nats_errors.NoServersError) and refused:
+        return refused  # it only says that it gave up
     return str(cause).removeprefix("nats: ") or type(cause).__name__

@@ -31,6 +31,7 @@ BATCH = 512
 PULL_S = 10
 HEARTBEAT_S = 1
 HEARTBEATS_MISSED_MAX = 2.5
+IDLE_MAX = 2
 INACTIVE_S = 60
 TRY_S = 2.0
 DUPLICATES_S = 120
@@ -61,9 +62,13 @@ class Synced:
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """Only between Feed and its users: what follows begins anew; `pending` messages are there to read."""
+    """Only between Feed and its users: what follows begins anew; the leader's newest message (of the filter) is `target`.
 
-    pending: int
+    The consumer may sit on a follower that lags (one that has just got its copy has nothing and says "0 pending"), so only a
+    message at or after `target` proves that all there was has been told.
+    """
+
+    target: int
 
 
 async def api(fabric: Fabric, name: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = 10) -> dict[str, Any]:
@@ -361,6 +366,9 @@ class Feed:
         self._filter = filter_subject
         self._consumer = ""
         self._consumer_seq = 0
+        self._newest = 0
+        self._target = 0
+        self._idle_count = 0
 
     async def events(self, deliver: Any) -> AsyncGenerator[Restart | StreamMessage, None]:
         """Read for ever. `deliver()` gives the part of the consumer's configuration that says where to begin, at each restart.
@@ -392,15 +400,17 @@ class Feed:
         inbox = f"{self._fabric.settings.inbox}.f{secrets.token_hex(8)}"
         answers = await self._fabric.listen(inbox, pending_max=BATCH + 64)
         try:
-            pending = await self._make_consumer(deliver)
-            yield Restart(pending)
+            await self._make_consumer(deliver)
+            newest = await read_last(self._fabric, self._stream, self._filter, timeout_s=TRY_S * 2)
+            self._newest, self._target = int(deliver.get("opt_start_seq", 1)) - 1, newest.seq if newest else 0
+            yield Restart(self._target)
             while True:
                 async for message in self._pull(inbox, answers):
                     yield message
         finally:
             await answers.close()
 
-    async def _make_consumer(self, deliver: Mapping[str, Any]) -> int:
+    async def _make_consumer(self, deliver: Mapping[str, Any]) -> None:
         self._consumer = f"f{secrets.token_hex(8)}"
         self._consumer_seq = 0
         config = {
@@ -417,8 +427,7 @@ class Feed:
         if self._filter != ">":
             config["filter_subject"] = self._filter
             subject += f".{self._filter}"
-        made = await api(self._fabric, subject, {"stream_name": self._stream, "config": config, "action": ""}, timeout_s=TRY_S * 2)
-        return int(made.get("num_pending", 0))
+        await api(self._fabric, subject, {"stream_name": self._stream, "config": config, "action": ""}, timeout_s=TRY_S * 2)
 
     async def _pull(self, inbox: str, answers: Subscription) -> AsyncIterator[StreamMessage]:
         """One pull request to its end: BATCH messages, or PULL_S without so many."""
@@ -443,6 +452,9 @@ class Feed:
     def _ended(self, message: Message, got: int) -> bool:
         """Tell whether a status message ends the pull; raise _Odd if it tells of trouble."""
         if message.status == "100":
+            self._idle_count += 1
+            if self._newest < self._target and self._idle_count >= IDLE_MAX:
+                raise _Odd("the consumer is idle but lacks messages")
             return False
         if message.status == "408":
             left = message.headers.get("Nats-Pending-Messages")
@@ -456,6 +468,7 @@ class Feed:
         if where is None or where.consumer_seq != self._consumer_seq + 1:
             raise _Odd("gap")
         self._consumer_seq += 1
+        self._newest, self._idle_count = where.seq, 0
         return StreamMessage(where.seq, message.subject, message.data, message.headers, where.pending)
 
 
@@ -464,7 +477,7 @@ async def consume(
 ) -> AsyncGenerator[StreamMessage | Synced, None]:
     """Read a stream in order from `from_seq` on, for ever, over restarts of servers; each message exactly once.
 
-    Yields Synced whenever all that is stored has been told. Close it (aclose) when done.
+    Yields Synced when all that was stored at the start, or at a resync, has been told. Close it (aclose) when done.
 
     Raises:
         GapInStream: `whole` and messages at or after `from_seq` are no longer there, or the stream ends before `from_seq` - 1
@@ -473,17 +486,17 @@ async def consume(
     next_seq = max(1, from_seq)
     feed = Feed(fabric, stream, subject)
     events = feed.events(lambda: {"deliver_policy": "by_start_sequence", "opt_start_seq": next_seq})
-    synced = False
+    target, syncing = 0, True
     async with contextlib.aclosing(events):
         async for event in events:
             if isinstance(event, Restart):
                 await _check_whole(fabric, stream, next_seq, whole=whole)
-                pending = event.pending
-            else:
-                next_seq, pending, synced = event.seq + 1, event.pending, False
+                target, syncing = event.target, True
+            elif event.seq >= next_seq:  # a follower that lags begins before what we asked for
+                next_seq = event.seq + 1
                 yield event
-            if pending == 0 and not synced:
-                synced = True
+            if syncing and next_seq > target:
+                syncing = False
                 yield Synced(next_seq - 1)
 
 

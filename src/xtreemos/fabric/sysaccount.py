@@ -10,6 +10,7 @@ from typing import Any
 
 from xtreemos.fabric.connection import Fabric
 from xtreemos.fabric.errors import BadToken, NoResponders, Unreachable
+from xtreemos.fabric.jwt import Claims, verify_account
 from xtreemos.fabric.natsserver import check_safe
 
 SERVERS_MAX = 64
@@ -26,10 +27,14 @@ class ServerInfo:
 
 
 class SystemAccount:
-    """See the module. `fabric` is connected as a user of the system account; its owner closes it."""
+    """See the module. `fabric` is connected as a user of the system account; its owner closes it.
 
-    def __init__(self, fabric: Fabric) -> None:
+    `operator` are the grid's verified claims (jwt.verify_operator).
+    """
+
+    def __init__(self, fabric: Fabric, operator: Claims) -> None:
         self._fabric = fabric
+        self._operator = operator
 
     async def servers(self, expected: int | None = None, deadline_s: float = 1.0) -> list[ServerInfo]:
         """List the servers that answer, sorted by name; returns at once when `expected` have."""
@@ -60,8 +65,10 @@ class SystemAccount:
     async def push_account(self, token: str, *, copies: int = 1, timeout_s: float = 10) -> None:
         """Store (or replace) an account's JWT on the servers; revocations in it take effect at once.
 
-        Waits until `copies` servers have stored it. BadToken if one refuses it.
+        Waits until `copies` servers have stored it. BadToken if we or one of them refuse it: the servers store an account of a
+        stranger without a word and refuse its users later [tried, 2.15.1], so it is checked here.
         """
+        verify_account(token, operator=self._operator, now=time.time())
         await self._order("$SYS.REQ.CLAIMS.UPDATE", token, copies, timeout_s)
 
     async def delete_accounts(self, order: str, *, copies: int = 1, timeout_s: float = 10) -> None:

@@ -164,7 +164,10 @@ class NatsGrid:
         return fabric
 
     async def system_account(self) -> SystemAccount:
-        return SystemAccount(await self.connect("system", "sys"))
+        return SystemAccount(
+            await self.connect("system", "sys"),
+            jwt.verify_operator(self.operator_jwt, operator=self.operator.public, now=time.time()),
+        )
 
     async def start(self) -> None:
         """Start all servers."""
