@@ -584,7 +584,7 @@ def test_a_server_with_another_ca_is_not_talked_to(run):
     async def claim(grid):
         settings = grid.settings("member", "alice")
         stranger = Settings(settings.servers, ssl.create_default_context(), settings.inbox, "x")
-        with pytest.raises(Unreachable, match="(?i)certificate"):
+        with pytest.raises(Unreachable, match=r"(?i)certificate"):
             await Fabric.connect(stranger, lambda: grid.credentials("member", "alice"), wait_s=0.5)
 
     run(claim)
