@@ -76,6 +76,7 @@ class RunOptions:
     retry: int = 0
     no_stdin: bool = False
     force_tty: bool | None = None
+    times: bool = False
     count: int = 1
 
 
@@ -111,6 +112,9 @@ def _parser(name: str) -> Parser:
             help="a terminal on the far side even if only one side is one",
         )
         parser.add_argument("-T", "--no-tty", dest="tty", action="store_false", help="no terminal on the far side")
+        parser.add_argument(
+            "--times", action="store_true", help="at the end print real, user and sys seconds of the program itself, as `time -p` does"
+        )
     else:
         parser = Parser(prog="xos sub", description="Submit a program that runs detached; prints its job id.")
         parser.add_argument(
@@ -146,5 +150,6 @@ def parse(name: str, words: list[str]) -> RunOptions:
         retry=found.retry,
         no_stdin=bool(getattr(found, "no_stdin", False)),
         force_tty=getattr(found, "tty", None),
+        times=bool(getattr(found, "times", False)),
         count=count,
     )

@@ -24,6 +24,7 @@ from typing import Any, cast
 from xtreemos.errors import InternalError, NotFound, RemoteError, Unreachable, XosError
 from xtreemos.fabric.caller import Caller
 from xtreemos.foundation import frames
+from xtreemos.foundation.files import unlink_own
 from xtreemos.foundation.frames import Frame, Kind
 
 log = logging.getLogger(__name__)
@@ -565,6 +566,7 @@ async def serve_unix(path: Path, handlers: Mapping[str, Handler], *, mode: int =
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.setblocking(False)
     listener.bind(str(path))
+    inode = path.lstat().st_ino
     path.chmod(mode)
     listener.listen(512)
     server = Server()
@@ -588,8 +590,7 @@ async def serve_unix(path: Path, handlers: Mapping[str, Handler], *, mode: int =
     def close() -> None:
         loop.remove_reader(listener.fileno())
         listener.close()
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        unlink_own(path, inode)
 
     server._close = close
     return server

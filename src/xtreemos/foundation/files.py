@@ -1,7 +1,8 @@
-"""Small files that are replaced whole or not at all."""
+"""Small files that are replaced whole or not at all, and removed only by who made them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -23,3 +24,10 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def unlink_own(path: Path, inode: int) -> None:
+    """Remove `path` if it is still the file with that inode: a successor may have put its own in its place."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.lstat().st_ino == inode:
+            path.unlink()

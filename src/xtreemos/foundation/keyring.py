@@ -18,7 +18,7 @@ USER_KEYRING: Final = -4
 PROCESS_KEYRING: Final = -2
 KEY_BYTES_MAX: Final = 32767
 POSSESSOR_ALL: Final = 0x3F000000
-_JOIN_SESSION, _REVOKE, _SETPERM, _UNLINK, _SEARCH, _READ, _SET_TIMEOUT = 1, 3, 5, 9, 10, 11, 15
+_JOIN_SESSION, _REVOKE, _SETPERM, _LINK, _UNLINK, _SEARCH, _READ, _SET_TIMEOUT = 1, 3, 5, 8, 9, 10, 11, 15
 _NUMBERS: Final = {"x86_64": (248, 250), "aarch64": (217, 219), "riscv64": (217, 219), "ppc64le": (269, 271), "s390x": (278, 280)}
 
 
@@ -104,3 +104,12 @@ def join_new_session() -> int:
     Must be called between fork and exec of every job, before the uid changes.
     """
     return _keyctl("join a new session keyring", _JOIN_SESSION, None)
+
+
+def possess_user_keyring() -> None:
+    """Move to a session keyring of our own from which the user's keyring is reached: only then are keys in it possessed, and so usable.
+
+    Log-ins through PAM come with such a link; containers, `su` without PAM and daemons do not.
+    """
+    join_new_session()
+    _keyctl("reach the user's keyring", _LINK, USER_KEYRING, SESSION_KEYRING)

@@ -268,8 +268,10 @@ class LocalJobs:
 
     # -- start -----------------------------------------------------------------------------------------------------------
 
-    async def run(self, spec: JobSpec, *, attempt: int, sid: str, stdio: str | None = None, fds: tuple[int, ...] = ()) -> Running:
-        """Admit, record and start a foreground job; return when it runs.
+    async def run(
+        self, spec: JobSpec, *, attempt: int, sid: str, stdio: str | None = None, fds: tuple[int, ...] = (), netns: str | None = None
+    ) -> Running:
+        """Admit, record and start a foreground job; return when it runs. `netns` is a network that the caller keeps for it.
 
         Raises:
             NodeFull, NotMatching, OwnerRefuses: not started, another node may take it. XosError: not started.
@@ -284,7 +286,7 @@ class LocalJobs:
             if answers.said is not Said.ACCEPTED:
                 raise NoSuchJob(f"job {spec.job} was already given to node {self.node}", answers.reason)
             try:
-                return await self.start(spec, attempt=attempt, sid=sid, stdio=stdio, fds=fds)
+                return await self.start(spec, attempt=attempt, sid=sid, stdio=stdio, fds=fds, netns=netns)
             except XosError as error:
                 await self.commit.do(self.store.ended, [Ended(spec.job, attempt, Cause.REFUSED, error.line())], time.time())
                 raise
@@ -297,20 +299,22 @@ class LocalJobs:
             self.store.hand_over([(offer.job, offer.attempt)], self.life)
         return answer
 
-    async def start(self, spec: JobSpec, *, attempt: int, sid: str, stdio: str | None = None, fds: tuple[int, ...] = ()) -> Running:
+    async def start(
+        self, spec: JobSpec, *, attempt: int, sid: str, stdio: str | None = None, fds: tuple[int, ...] = (), netns: str | None = None
+    ) -> Running:
         """Make the sandbox and hand the recorded attempt to jobd."""
         key = f"{spec.job}.{attempt}"
         uid = self.accounts.uid_for(spec.user, spec.vo)
-        home = ensure_home(spec, uid)
-        netns = await self.take_net()
+        home = ensure_home(spec.user, spec.vo, uid)
+        taken = None if netns else await self.take_net()
         try:
             folder = self.paths.jobs / key
             (folder / "spool").mkdir(parents=True, exist_ok=True, mode=0o700)
             group = cgroup_path(self.cgroups.tag, key)
-            bundle = sandbox.write_bundle(folder, self._sandbox(spec, uid, home, folder, group, netns, bool(fds)))
+            bundle = sandbox.write_bundle(folder, self._sandbox(spec, uid, home, folder, group, netns or taken, bool(fds)))
             running = Running(
                 spec.job, attempt, spec.user, spec.vo, sid, command_line(spec), spec.retry > 0, spec.detached, spec.tty is not None, time.time(),
-                netns=netns,
+                netns=taken,
             )  # fmt: skip
             params = {
                 "job": key,
@@ -328,8 +332,8 @@ class LocalJobs:
             await (await self.jobd()).call("start", params, timeout_s=30, fds=fds)
         except BaseException:
             self.live.pop(key, None)
-            if netns:
-                self.give_net(netns)
+            if taken:
+                self.give_net(taken)
             raise
         return running
 
@@ -500,15 +504,15 @@ def split_key(key: str) -> tuple[str, int]:
     return job, int(attempt)
 
 
-def ensure_home(spec: JobSpec, uid: int) -> Path:
+def ensure_home(user: str, vo: str, uid: int) -> Path:
     """Make sure that the user's home exists on this node, 0700 and the user's; never through a link somebody laid."""
-    home = Path("/home") / unix_name(spec.user, spec.vo)
+    home = Path("/home") / unix_name(user, vo)
     with contextlib.suppress(FileExistsError):
         home.mkdir(mode=0o700)
         os.chown(home, uid, uid)
     status = home.lstat()
     if not os.path.isdir(home) or home.is_symlink() or status.st_uid != uid:
-        raise OwnerRefuses(f"{home} is not the home of {spec.user}", "the node's owner must move it away")
+        raise OwnerRefuses(f"{home} is not the home of {user}", "the node's owner must move it away")
     return home
 
 

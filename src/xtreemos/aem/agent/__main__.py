@@ -28,6 +28,7 @@ from xtreemos.errors import InternalError, PermissionRefused, RemoteError, Usage
 from xtreemos.fabric import rpc, subjects
 from xtreemos.fabric.connection import Fabric
 from xtreemos.fabric.rpc import ServerCall
+from xtreemos.foundation.keyring import KeyringFailed, possess_user_keyring
 from xtreemos.foundation.paths import agent_dir
 from xtreemos.vo.client import client_for
 from xtreemos.vo.grid import load_grid
@@ -45,6 +46,7 @@ class Agent:
         self.pool = NodePool(session.issued.trust, lambda: session.identity, self._gather)
         self.core = AgentCore(vo=session.entry.vo, user=session.credentials.name, pool=self.pool)
         self.ghosts = GhostServer()
+        self._named = True
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -86,10 +88,13 @@ class Agent:
         await self.server.close()
         await self.pool.close()
         await self.fabric.close()
-        vo = self.session.entry.vo
-        for kind in ("agent", "ghost"):
-            with contextlib.suppress(FileNotFoundError):
-                (self.directory / f"{kind}-{vo}.sock").unlink()
+        self._leave_sockets()
+
+    def _leave_sockets(self) -> None:
+        if self._named:
+            self._named = False  # a later log-in's agent may have the names by now
+            for kind in ("agent", "ghost"):
+                (self.directory / f"{kind}-{self.session.entry.vo}.sock").unlink(missing_ok=True)
 
     async def _renewed(self) -> None:
         self.fabric.renew()
@@ -148,6 +153,7 @@ class Agent:
             log.warning("log-out: %s", error)
             revoked = False
         self.session.forget()
+        self._leave_sockets()  # at once: a command typed behind the log-out must not find a session that ends
         asyncio.get_running_loop().call_later(0.1, self._stop.set)
         return {"vo": self.session.entry.vo, "revoked": revoked}
 
@@ -184,6 +190,8 @@ async def run(args: argparse.Namespace, password: str) -> None:
     directory = prepare_directory()
     log_fd = os.open(directory / f"agent-{args.vo}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     os.dup2(log_fd, 2)
+    with contextlib.suppress(KeyringFailed):  # without keyrings the session lives as long as this process
+        possess_user_keyring()
     try:
         entry = load_grid(args.grid).entry(args.vo)
         if args.resume:

@@ -109,7 +109,7 @@ class AgentCore:
         if chosen.vo not in (None, self.vo):
             raise UsageError(f"this session is of VO {self.vo}, not {chosen.vo}", f"log in first: xos login USER@{chosen.vo}")
         spec = self.spec(chosen, hello)
-        run = RemoteRun(spec, None, place=self.place, reattach=self.reattach, retryable=True)
+        run = RemoteRun(spec, None, place=self.place, reattach=self.reattach, retryable=True, times=chosen.times)
         self.runs[spec.job] = run
         run.on_done(lambda: self.runs.pop(spec.job, None))
         if chosen.no_stdin:

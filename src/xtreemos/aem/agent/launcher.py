@@ -44,6 +44,6 @@ def login(directory: Path, vo: str, user: str, password: str) -> dict[str, Any]:
 
 def log_path(vo: str) -> Path:
     """Where an agent writes its log."""
-    from xtreemos.foundation.paths import agent_dir  # noqa: PLC0415
+    from xtreemos.foundation.paths import agent_dir
 
     return agent_dir() / f"agent-{vo}.log"

@@ -42,13 +42,14 @@ class NoNode(TryLater):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One node's answer about itself. `free` is how many more jobs it would take, `running` how many it has."""
+    """One node's answer about itself. `free` is how many more jobs it would take, `running` how many it has, `ssh` its sshd's port."""
 
     node: str
     address: str
     port: int
     free: int = 0
     running: int = 0
+    ssh: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
 
 

@@ -190,7 +190,7 @@ def _position(fd: int) -> list[bytes]:
 class OutPump:
     """Writes queued bytes to one descriptor, in order.
 
-    `on_written(count)` after each piece, also for bytes that were thrown away; `on_broken(reason)` once, if nobody reads any more
+    `on_written(count)` after each piece of what was fed (not of lines of ours), also for bytes that were thrown away; `on_broken(reason)` once, if nobody reads any more
     (reason None) or writing fails (reason: the error's text).
     """
 
@@ -198,7 +198,7 @@ class OutPump:
         self._port = port
         self._on_written = on_written
         self._on_broken = on_broken
-        self._queue: deque[memoryview] = deque()
+        self._queue: deque[tuple[memoryview, bool]] = deque()  # piece, whether it is the program's
         self.waiting_bytes = 0
         self._broken = False
         self._ending = False
@@ -210,9 +210,17 @@ class OutPump:
         """Queue bytes; they are written at once if nothing is queued and the descriptor takes them."""
         if self._broken:
             self._on_written(len(data))
-            return
-        self._queue.append(memoryview(data))
-        self.waiting_bytes += len(data)
+        else:
+            self._queue_and_write(data, counted=True)
+
+    def say(self, data: bytes) -> None:
+        """Queue a line of ours, which `on_written` does not hear of: the program's offsets must not count it."""
+        if not self._broken:
+            self._queue_and_write(data, counted=False)
+
+    def _queue_and_write(self, data: bytes, *, counted: bool) -> None:
+        self._queue.append((memoryview(data), counted))
+        self.waiting_bytes += len(data) if counted else 0
         if self._task is None and not self._write_nowait():
             self.idle.clear()
             self._task = asyncio.get_running_loop().create_task(self._run())
@@ -235,7 +243,7 @@ class OutPump:
     def _write_nowait(self) -> bool:
         try:
             while self._queue:
-                self._took(self._port.write_nowait(self._queue[0]))
+                self._took(self._port.write_nowait(self._queue[0][0]))
         except BlockingIOError:
             return False
         except OSError as error:
@@ -245,7 +253,7 @@ class OutPump:
     async def _run(self) -> None:
         try:
             while self._queue:
-                self._took(await self._port.write(self._queue[0]))
+                self._took(await self._port.write(self._queue[0][0]))
         except OSError as error:
             self._break(error)
         finally:
@@ -255,13 +263,14 @@ class OutPump:
                 self._port.close()
 
     def _took(self, count: int) -> None:
-        head = self._queue[0]
+        head, counted = self._queue[0]
         if count == len(head):
             self._queue.popleft()
         else:
-            self._queue[0] = head[count:]
-        self.waiting_bytes -= count
-        self._on_written(count)
+            self._queue[0] = (head[count:], counted)
+        if counted:
+            self.waiting_bytes -= count
+            self._on_written(count)
 
     def _break(self, error: OSError) -> None:
         self._throw_away()

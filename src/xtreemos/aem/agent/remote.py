@@ -67,8 +67,9 @@ class RemoteRun:
         reattach: Reattach,
         retryable: bool,
         joined: bool = False,
+        times: bool = False,
     ) -> None:
-        """`joined`: attached to a job that ran before; its streams go on where they are, not at 0."""
+        """`joined`: attached to a job that ran before; its streams go on where they are, not at 0. `times`: say how long it ran."""
         self.spec = spec
         self.token = spec.job
         self.wants_tty = spec.tty is not None
@@ -78,9 +79,12 @@ class RemoteRun:
             self._placed.set()
         self._place = place
         self._reattach = reattach
+        self._times = times
+        self._began = time.monotonic()
         self._retryable = retryable and spec.retry > 0
         self._events: asyncio.Queue[RunEvent] = asyncio.Queue(EVENTS_MAX)
         self._winsize = spec.tty
+        self._stale = {1: 0, 2: 0}  # bytes of a lost attempt that are not written yet: not to be acknowledged to the next
         self._reset_streams()
         self._joining = {0, 1, 2} if joined else set()
         self._replay: list[bytes] = []
@@ -121,7 +125,9 @@ class RemoteRun:
 
     def consumed(self, stream: int, count: int) -> None:
         """`count` bytes of `stream` are written where they belong: now the node may drop them."""
-        self._consumed[stream] += count
+        stale = min(count, self._stale[stream])
+        self._stale[stream] -= stale
+        self._consumed[stream] += count - stale
         self.placement.call.send_ack(stream, self._consumed[stream])
 
     async def write_stdin(self, data: bytes) -> None:
@@ -235,11 +241,11 @@ class RemoteRun:
                 return
 
     async def _on_frame(self, frame: Frame) -> bool:
+        if frame.kind in (Kind.DATA, Kind.EOF) and frame.stream in self._joining:
+            self._joining.discard(frame.stream)
+            self._outputs[frame.stream].offset = self._consumed[frame.stream] = frame.offset
         if frame.kind is Kind.DATA:
             window = self._outputs[frame.stream]
-            if frame.stream in self._joining:
-                self._joining.discard(frame.stream)
-                window.offset = self._consumed[frame.stream] = frame.offset
             fresh = window.accept(frame.offset, frame.body)
             if fresh:
                 await self._events.put(Output(frame.stream, fresh))
@@ -282,6 +288,9 @@ class RemoteRun:
             return True
         if record.get("reason"):
             await self._events.put(Message(f"xos: job {self.spec.job}: {record['reason']}"))
+        if self._times:
+            for line in times_lines(time.monotonic() - self._began, record):
+                await self._events.put(Message(line))
         await self._events.put(Ended(record))
         return True
 
@@ -340,12 +349,15 @@ class RemoteRun:
         avoid = frozenset({self.placement.node})
         self._placement = await self._place(self.spec, attempt, avoid, self._say)
         await self._events.put(Message(f"xos: started again on node {self.placement.node}"))
+        for stream, window in self._outputs.items():
+            self._stale[stream] += window.offset - self._consumed[stream]
         self._reset_streams()
-        self._broken.clear()
+        for stream in self._broken:
+            self.placement.call.send_event({"type": "broken", "stream": stream})
         for data in self._replay:
             offset = self._stdin.push(data)
             self.placement.call.send_data(STDIN, offset, data)
-        if self._stdin_end_wanted:
+        if self._stdin_end_wanted or self._stdin_closed.is_set():  # closed: nothing was read for it since
             self._stdin.ended = True
             self.placement.call.send_eof(STDIN, self._stdin.sent)
         return True
@@ -369,6 +381,12 @@ class RemoteRun:
         self._room.set()
         await self._events.put(Message(text))
         await self._events.put(Ended({"code": code, "signal": None, "core": False}))
+
+
+def times_lines(real_s: float, record: dict[str, Any]) -> list[str]:
+    """Return what `time -p` would print had the program run here: CPU times are the program's, real time is the user's."""
+    rows = {"real": real_s, "user": record.get("user_s"), "sys": record.get("system_s")}
+    return [f"{name} {float(value or 0):.2f}" for name, value in rows.items()]
 
 
 def start_params(spec: JobSpec, attempt: int) -> dict[str, Any]:

@@ -90,10 +90,13 @@ class Session:
             log.warning("%s; if this agent dies you must log in again", error)
 
     def forget(self) -> None:
-        """Take the session out of the keyring."""
-        key = keyring.find(keyring_name(self.entry.vo), keyring=keyring.USER_KEYRING)
-        if key is not None:
-            keyring.revoke(key)
+        """Take the session out of the keyring. A kernel that refuses holds up no log-out: the credentials are void anyway."""
+        try:
+            key = keyring.find(keyring_name(self.entry.vo), keyring=keyring.USER_KEYRING)
+            if key is not None:
+                keyring.revoke(key)
+        except keyring.KeyringFailed as error:
+            log.warning("%s", error)
 
     async def renew_for_ever(self) -> None:
         """Renew at half of the credentials' life; ends when the session is over or was revoked."""
