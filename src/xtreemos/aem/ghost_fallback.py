@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 else:
     import _signal as signal
 
-FAST = {"run", "sub", "ps", "kill", "wait", "logs", "attach", "nodes", "whoami"}
+FAST = {"run", "sub", "ps", "kill", "wait", "logs", "attach", "nodes", "whoami", "top", "ssh-config"}
 ALIASES = {"xsub", "xps", "xkill", "xwait"}
 OWN_NAMES = {"xos", "ghost_fallback.py"}
 PART_BYTES = 60000

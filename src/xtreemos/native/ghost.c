@@ -769,7 +769,7 @@ static void mirror(void)
 
 static int is_fast(char **argv)
 {
-    static const char *const names[] = {"run", "sub", "ps", "kill", "wait", "logs", "attach", "nodes", "whoami"};
+    static const char *const names[] = {"run", "sub", "ps", "kill", "wait", "logs", "attach", "nodes", "whoami", "top", "ssh-config"};
     int i = 1;
     while (argv[i] && argv[i][0] == '-') {
         int has_value = !strcmp(argv[i], "--grid") || !strcmp(argv[i], "--vo");
