@@ -36,7 +36,7 @@ KEEP_REFUSED_S = 3600.0
 SCHEMA = """
 CREATE TABLE meta (
     key   TEXT PRIMARY KEY,   -- 'version', 'store' (random name of this store, given once), 'fence' (highest manager token seen)
-    value TEXT NOT NULL
+    value TEXT NOT NULL       -- as text; numbers in decimal
 );
 CREATE TABLE attempt (
     job         TEXT NOT NULL,              -- job id, j + 12 characters

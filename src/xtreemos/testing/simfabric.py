@@ -162,9 +162,7 @@ class SimPort:
         for listening in listeners:
             self._to_listener(listening, subject, data, answer)
 
-    def _to_listener(
-        self, listening: SimListening, subject: str, data: bytes, answer: asyncio.Future[bytes | None]
-    ) -> None:
+    def _to_listener(self, listening: SimListening, subject: str, data: bytes, answer: asyncio.Future[bytes | None]) -> None:
         async def reply(body: bytes) -> None:
             listening.port._check()  # noqa: SLF001  # the same class at the other end
             hop = lambda: self.fabric.send(self.host, lambda: _resolve(answer, body))  # noqa: E731

@@ -180,7 +180,7 @@ class SimNode:
             raise XosError("the sandbox could not be made")
         now_s = self.world.now_s()
         self.world.checker.started(key, self.name, submission)
-        duration_s = self.world.rng.choice([0.0, 0.01, 0.5, 2.0, 8.0, 60.0])
+        duration_s = self.world.plan.job_s or self.world.rng.choice([0.0, 0.01, 0.5, 2.0, 8.0, 60.0])
         code = self.world.rng.choice([0, 0, 0, 1])
         timer = asyncio.get_running_loop().call_later(duration_s, self._exit, key, {"code": code, "signal": None})
         self.jobd[key] = _Process(None, now_s, timer)
@@ -332,6 +332,10 @@ class Plan:
     fault_every_s: float = 2.0
     refusal: float = 0.03
     lying_lease: bool = False
+    job_s: float | None = None
+    """How long every job runs; None = it varies."""
+    retry: int | None = None
+    """With this retry, anywhere, and not killed by its user; None = it varies."""
 
 
 class World:
@@ -371,8 +375,7 @@ class World:
         faults = self.fabric.faults
         faults.lost, faults.doubled, faults.late = self.plan.lost, self.plan.doubled, self.plan.late
         faults.stale_bounds = 0.2
-        for one in (*self.managers, *self.nodes):
-            one.start()
+        self._start_all()
         submitting = [asyncio.create_task(self._submit(number)) for number in range(self.plan.jobs)]
         await self._rough()
         self._heal()
@@ -383,13 +386,15 @@ class World:
     async def _submit(self, number: int) -> None:
         rng = self.rng
         retry, where = rng.choice([0, 0, 1, 3]), rng.choice([None, None, None, f"n{rng.randrange(self.plan.nodes)}"])
+        if self.plan.retry is not None:
+            retry, where = self.plan.retry, None
         await asyncio.sleep(rng.uniform(0, self.plan.rough_s / 2))
         try:
             job = await self.client.submit(_record(number, "alice", retry, where))
         except SubmitUnknown:
             return
         self.checker.acknowledged[job] = None
-        if rng.random() < 0.15:
+        if rng.random() < 0.15 and self.plan.retry is None:
             await asyncio.sleep(rng.uniform(0, 10))
             self.tell(f"kill {job}")
             try:
@@ -401,8 +406,10 @@ class World:
         if self.plan.lying_lease:
             self.fabric.faults.lying_lease_s = 10.0
         while self.now_s() < self.plan.rough_s:
-            await asyncio.sleep(self.rng.expovariate(1 / self.plan.fault_every_s))
-            self._fault()
+            pause_s = self.rng.expovariate(1 / self.plan.fault_every_s)
+            await asyncio.sleep(min(pause_s, self.plan.rough_s - self.now_s()))
+            if self.now_s() < self.plan.rough_s:
+                self._fault()
             self._raise_failures()
 
     def _fault(self) -> None:
@@ -437,13 +444,18 @@ class World:
         self.refusal = 0.0
         for host in list(self.fabric.cut):
             self.fabric.heal(host)
-        for one in (*self.managers, *self.nodes):
-            one.start()
+        self._start_all()
+
+    def _start_all(self) -> None:
+        for manager in self.managers:
+            manager.start()
+        for node in self.nodes:
+            node.start()
 
     def _raise_failures(self) -> None:
-        tasks = [one.task for one in (*self.managers, *self.nodes) if one.task is not None and one.task.done()]
-        for task in tasks:
-            task.result()
+        for task in [*(manager.task for manager in self.managers), *(node.task for node in self.nodes)]:
+            if task is not None and task.done():
+                task.result()
         if self.failed is not None:
             raise self.failed
 
@@ -481,12 +493,12 @@ class World:
         return rows
 
 
-def simulate(plan: Plan) -> dict[str, Row]:
+def simulate(plan: Plan, make_world: Callable[[Plan], World] | None = None) -> dict[str, Row]:
     """Run one seed; raises Violation (or what a driver raised) with the seed and the story of faults."""
     story: list[str] = []
 
     async def main() -> dict[str, Row]:
-        world = World(plan)
+        world = (make_world or World)(plan)
         world.story = story
         return await world.run()
 
@@ -499,7 +511,9 @@ def simulate(plan: Plan) -> dict[str, Row]:
 
 def seeds(first: int, count: int) -> list[Plan]:
     """Return plans of growing variety for a run of seeds."""
-    kinds = itertools.cycle([Plan(0), Plan(0, lost=0, doubled=0, late=0), Plan(0, nodes=1, jobs=8), Plan(0, lying_lease=True), Plan(0, lost=0.2)])
+    kinds = itertools.cycle(
+        [Plan(0), Plan(0, lost=0, doubled=0, late=0), Plan(0, nodes=1, jobs=8), Plan(0, lying_lease=True), Plan(0, lost=0.2)]
+    )
     return [
         Plan(**{**{f: getattr(kind, f) for f in Plan.__slots__}, "seed": first + number})
         for number, kind in zip(range(count), kinds, strict=False)

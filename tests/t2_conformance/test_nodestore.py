@@ -1,0 +1,217 @@
+"""The node's job store: idempotent, durable, bounded; and the group commit above it."""
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from xtreemos.aem.manager.model import LEASE_S, Cause, Ended, Said
+from xtreemos.aem.nodestore import AttemptState, GroupCommit, NodeStore, Offer, StoreBroken, attempts_to_fence, plan_recovery
+from xtreemos.errors import TryLater
+
+A, B, C = "jaaaaaaaaaaaa", "jbbbbbbbbbbbb", "jcccccccccccc"
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = NodeStore(tmp_path / "jobs.db")
+    yield store
+    store.close()
+
+
+def offer(job, attempt=1, **more):
+    return Offer(job, attempt, "alice", "true", b"record", **more)
+
+
+def exited(job, attempt=1, code=0):
+    return Ended(job, attempt, Cause.EXITED, "", {"code": code})
+
+
+def said(store, *offers):
+    return [answer.said for answer in store.accept(offers, 1.0)]
+
+
+def test_a_start_that_comes_again_gets_the_same_answer(store):
+    for _ in range(2):
+        assert said(store, offer(A)) == [Said.ACCEPTED]
+    store.hand_over([(A, 1)], "life")
+    assert said(store, offer(A)) == [Said.ACCEPTED]
+    store.ended([exited(A)], 2.0)
+    assert said(store, offer(A)) == [Said.ENDED]
+    assert len(store.get(A)) == 1
+
+
+def test_a_refusal_is_remembered_although_there_is_room_later(store):
+    assert said(store, offer(A, refusal=(Said.FULL, "full"))) == [Said.FULL]
+    (answer,) = store.accept([offer(A)], 2.0)
+    assert (answer.said, answer.reason) == (Said.FULL, "full")
+    assert said(store, offer(A, 2)) == [Said.ACCEPTED]
+
+
+def test_an_attempt_older_than_a_known_one_is_refused(store):
+    said(store, offer(A, 3))
+    assert said(store, offer(A, 2)) == [Said.REFUSED]
+
+
+def test_orders_of_an_older_manager_are_void_also_after_a_restart(store, tmp_path):
+    assert store.raise_fence(5)
+    assert store.raise_fence(5)
+    again = NodeStore(tmp_path / "jobs.db")
+    assert not again.raise_fence(4)
+    assert (again.fence, again.store_id) == (5, store.store_id)
+    again.close()
+
+
+def test_an_end_counts_once_and_stays_in_the_outbox_until_acknowledged(store):
+    said(store, offer(A), offer(B))
+    assert store.ended([exited(A, code=7)], 2.0) == [(A, 1)]
+    assert store.ended([exited(A, code=0)], 3.0) == []
+    assert store.outbox(9) == [exited(A, code=7)]
+    store.acknowledge([(A, 1), (B, 1), (C, 1)])
+    assert store.outbox(9) == []
+    assert [a.job for a in store.live()] == [B]
+    assert store.get(A)[0].record == b""
+
+
+def test_a_foreground_job_is_recorded_and_has_no_outbox(store):
+    said(store, offer(A, origin="run"))
+    store.ended([exited(A)], 2.0)
+    assert store.outbox(9) == []
+    assert store.recent(9)[0].exit == {"code": 0}
+
+
+def test_a_kill_that_comes_before_the_start_wins(store):
+    assert not store.call_off(A, 1, 1.0)
+    assert said(store, offer(A)) == [Said.ENDED]
+    assert [e.cause for e in store.outbox(9)] == [Cause.KILLED]
+
+
+def test_a_kill_of_a_refused_attempt_tells_the_manager_who_missed_the_refusal(store):
+    said(store, offer(A, refusal=(Said.REFUSED, "no")))
+    assert not store.call_off(A, 1, 2.0)
+    assert [(e.job, e.cause) for e in store.outbox(9)] == [(A, Cause.KILLED)]
+
+
+def test_a_kill_ends_what_waits_and_says_what_must_be_signalled(store):
+    said(store, offer(A), offer(B))
+    store.hand_over([(B, 1)], "life")
+    assert not store.call_off(A, 1, 2.0)
+    assert store.call_off(B, 1, 2.0)
+    assert store.hand_over([(A, 1), (B, 1)], "life") == [(B, 1)]
+
+
+def test_the_end_of_a_fenced_attempt_is_void(store):
+    said(store, offer(A, leased=True), offer(B, leased=True))
+    store.hand_over([(A, 1)], "life")
+    assert store.mark_fenced([(A, 1), (B, 1)], "cut off", 2.0) == [(A, 1)]
+    store.ended([exited(A)], 3.0)
+    assert [(e.job, e.cause, e.reason) for e in store.outbox(9)] == [(B, Cause.LOST, "cut off"), (A, Cause.LOST, "cut off")]
+
+
+def test_only_leased_attempts_are_fenced_and_only_after_the_lease(store):
+    said(store, offer(A, leased=True), offer(B))
+    assert attempts_to_fence(store.live(), LEASE_S) == []
+    assert attempts_to_fence(store.live(), LEASE_S + 0.1) == [(A, 1)]
+
+
+def test_after_a_restart_nothing_is_started_that_may_have_run(store):
+    said(store, offer(A), offer(B), offer(C), offer("jdddddddddddd"))
+    store.hand_over([(B, 1), (C, 1)], "life1")
+    same = plan_recovery(store.live(), [(C, 1)], "life1")
+    assert [a.job for a in same.launch] == [A, B, "jdddddddddddd"]
+    assert [a.job for a in same.alive] == [C]
+    other = plan_recovery(store.live(), [], "life2")
+    assert [a.job for a in other.lost] == [B, C]
+    assert [a.job for a in other.launch] == [A, "jdddddddddddd"]
+
+
+def test_pruning_keeps_the_outbox_the_live_and_the_latest(store):
+    said(store, offer(A), offer(B), offer(C))
+    store.accept([offer("jdddddddddddd", refusal=(Said.FULL, ""))], 0.0)
+    store.ended([exited(A)], 10.0)
+    store.ended([exited(B)], 20.0)
+    store.acknowledge([(B, 1)])
+    assert store.prune(30.0, keep_s=1000) == 0
+    assert store.prune(5000.0, keep_s=1000) == 2
+    assert store.get(B) == store.get("jdddddddddddd") == []
+    assert store.outbox(9)[0].job == A
+    assert store.live()[0].state is AttemptState.ACCEPTED
+    store.acknowledge([(A, 1)])
+    assert store.prune(11.0, keep_max=0) == 1
+
+
+def test_a_failed_call_in_a_batch_takes_nothing_else_with_it(store):
+    async def both():
+        commit = GroupCommit(store, None)
+
+        def bad():
+            store.accept([offer(B)], 1.0)
+            raise TryLater("no")
+
+        return await asyncio.gather(commit.do(store.accept, [offer(A)], 1.0), commit.do(bad), return_exceptions=True)
+
+    good, bad = asyncio.run(both())
+    assert good[0].said is Said.ACCEPTED
+    assert isinstance(bad, TryLater)
+    assert [a.job for a in store.live()] == [A]
+
+
+def test_calls_that_come_together_share_commits(store, tmp_path):
+    async def many():
+        with ThreadPoolExecutor(1) as pool:
+            commit = GroupCommit(store, pool)
+            await asyncio.gather(*(commit.do(store.accept, [offer(f"j{n:012d}")], 1.0) for n in range(500)))
+
+    begun = time.monotonic()
+    asyncio.run(many())
+    assert len(store.live()) == 500
+    other = NodeStore(tmp_path / "jobs.db")
+    assert len(other.live()) == 500
+    other.close()
+    assert time.monotonic() - begun < 30
+
+
+def test_what_was_answered_survives_sigkill(tmp_path):
+    path = tmp_path / "jobs.db"
+    program = (
+        "import sys\nfrom xtreemos.aem.nodestore import NodeStore, Offer\n"
+        "store = NodeStore(sys.argv[1])\nn = 0\n"
+        "while True:\n    n += 1\n    store.accept([Offer(f'j{n:012d}', 1, 'a', 'b', b'c')], 1.0)\n    print(n, flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, path], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": "src"}
+    ) as child:
+        told = 0
+        while told < 20:
+            told = int(child.stdout.readline())
+        child.kill()
+        told = int(child.stdout.read().split()[-1]) if child.stdout.peek() else told
+    store = NodeStore(path)
+    assert len(store.live()) >= told
+    store.close()
+
+
+def test_every_column_is_explained():
+    from xtreemos.aem.nodestore import SCHEMA
+
+    for line in SCHEMA.splitlines():
+        if line.startswith("    ") and not line.strip().startswith("UNIQUE"):
+            assert "--" in line, line
+
+
+def test_a_store_of_a_newer_version_or_a_broken_file_is_refused(tmp_path):
+    path = tmp_path / "jobs.db"
+    NodeStore(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE meta SET value = '99' WHERE key = 'version'")
+    db.close()
+    with pytest.raises(StoreBroken, match="newer"):
+        NodeStore(path)
+    (tmp_path / "noise.db").write_bytes(b"noise" * 1000)
+    with pytest.raises(StoreBroken):
+        NodeStore(tmp_path / "noise.db")
