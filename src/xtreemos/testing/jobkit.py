@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -64,9 +65,10 @@ class JobKit:
         log.close()
         end = time.monotonic() + 10
         while not self._answers():
-            if self._jobd.poll() is not None or time.monotonic() > end:
-                raise AssertionError(f"jobd did not start: {(self.folder / 'jobd.log').read_text()}")
-            time.sleep(0.005)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._jobd.wait(0.005)
+                raise AssertionError(f"jobd ended: {(self.folder / 'jobd.log').read_text()}")
+            assert time.monotonic() < end, "jobd does not answer"
 
     def _answers(self) -> bool:
         try:
