@@ -10,18 +10,8 @@ from hypothesis import strategies as st
 from xtreemos import names
 from xtreemos.aem.jobspec import BadSpec, JobSpec
 from xtreemos.aem.manager import model
-from xtreemos.aem.manager.machine import (
-    Answered,
-    AnswerNode,
-    AnswerUser,
-    Asked,
-    Machine,
-    Reported,
-    SendOrders,
-    SendSignal,
-    Settle,
-    Submitted,
-)
+from xtreemos.aem.manager.events import Answered, AnswerNode, AnswerUser, Asked, Reported, SendOrders, SendSignal, Settle, Submitted
+from xtreemos.aem.manager.machine import Machine
 from xtreemos.aem.manager.model import Answer, Capacity, Cause, Ended, Live, OrdersReply, Query, Report, Said, State
 from xtreemos.aem.manager.placement import FairQueue, Job
 

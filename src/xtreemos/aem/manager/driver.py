@@ -17,14 +17,13 @@ import msgspec
 
 from xtreemos.aem.jobspec import JobSpec
 from xtreemos.aem.manager import model
-from xtreemos.aem.manager.machine import (
+from xtreemos.aem.manager.events import (
     Answered,
     AnswerNode,
     AnswerUser,
     Asked,
     Effect,
     Event,
-    Machine,
     Reported,
     SendOrders,
     SendSignal,
@@ -32,6 +31,7 @@ from xtreemos.aem.manager.machine import (
     StepDown,
     Submitted,
 )
+from xtreemos.aem.manager.machine import Machine
 from xtreemos.aem.manager.model import (
     Batch,
     OrdersReply,

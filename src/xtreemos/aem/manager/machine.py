@@ -22,6 +22,21 @@ import msgspec
 
 from xtreemos.aem.jobspec import JobSpec
 from xtreemos.aem.manager import model
+from xtreemos.aem.manager.events import (
+    Answered,
+    AnswerNode,
+    AnswerUser,
+    Asked,
+    Effect,
+    Event,
+    Reported,
+    SendOrders,
+    SendSignal,
+    Settle,
+    Step,
+    StepDown,
+    Submitted,
+)
 from xtreemos.aem.manager.model import (
     Answer,
     Cause,
@@ -29,9 +44,7 @@ from xtreemos.aem.manager.model import (
     Kill,
     Live,
     Orders,
-    OrdersReply,
     Outcome,
-    Query,
     QueryReply,
     Report,
     ReportReply,
@@ -53,93 +66,6 @@ WAIT_JOBS_MAX: Final = 5000
 _ORDER_OVERHEAD_BYTES: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    """The submission log holds this at `seq`. `spec` None: it was turned away for `reason`."""
-
-    seq: int
-    user: str
-    job: str
-    record: bytes
-    spec: JobSpec | None
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Reported:
-    """A node reported; `reply` is the driver's handle for the answer."""
-
-    report: Report
-    reply: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """What came of orders to `node`; None: nobody knows whether they arrived."""
-
-    node: str
-    reply: OrdersReply | None
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A user's question; who asks was told by the message server, not by the message."""
-
-    user: str
-    admin: bool
-    query: Query
-    reply: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """End of a turn: look at the clock, place what waits, send what is due."""
-
-
-Event = Submitted | Reported | Answered | Asked | Settle
-
-
-@dataclass(frozen=True, slots=True)
-class SendOrders:
-    """Send to the node; feed back `Answered`."""
-
-    node: str
-    orders: Orders
-
-
-@dataclass(frozen=True, slots=True)
-class SendSignal:
-    """Send orders that hold one signal; answer the user's `reply` with `result` if they arrived, else with an error."""
-
-    node: str
-    orders: Orders
-    reply: Any
-    result: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerNode:
-    """Answer a report."""
-
-    reply: Any
-    message: ReportReply
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerUser:
-    """Answer a question."""
-
-    reply: Any
-    message: QueryReply
-
-
-@dataclass(frozen=True, slots=True)
-class StepDown:
-    """Another manager has taken over."""
-
-    reason: str
-
-
 @dataclass(slots=True, eq=False)
 class _Waiter:
     """A `wait` under way: answered when one (or, with `every`, each) of `left` ended."""
@@ -150,18 +76,6 @@ class _Waiter:
     every: bool
     until_s: float
     done: bool = False
-
-
-Effect = SendOrders | SendSignal | AnswerNode | AnswerUser | StepDown
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What the driver must do: persist rows and forget jobs (one batch), then the effects in order."""
-
-    rows: tuple[Row, ...] = ()
-    forget: tuple[str, ...] = ()
-    send: tuple[Effect, ...] = ()
 
 
 class Machine:
