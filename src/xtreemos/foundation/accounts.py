@@ -137,10 +137,10 @@ def local_accounts(passwd: Path = PASSWD, group: Path = GROUP) -> tuple[set[str]
     return found_names, numbers
 
 
-def write_snapshot(path: Path, accounts: Iterable[Account], *, shell: str = "/bin/bash") -> None:
+def write_snapshot(path: Path, accounts: Iterable[Account], *, shell: str = "/bin/bash", sandbox_shell: str = "/bin/bash") -> None:
     """Write what `userdb` answers from, replaced atomically; it notices by itself.
 
-    Form: JSON `{"users": [{"user", "vo", "uid", "home", "sandbox_home", "shell"}]}`.
+    Form: JSON `{"users": [{"user", "vo", "uid", "home", "sandbox_home", "shell", "sandbox_shell"}]}`.
     """
     users = [
         {
@@ -149,7 +149,8 @@ def write_snapshot(path: Path, accounts: Iterable[Account], *, shell: str = "/bi
             "uid": account.uid,
             "home": f"/home/{account.unix_name}",  # never /home/NAME: that may be a local person's
             "sandbox_home": f"/home/{account.unix_name}",  # the same path inside and outside
-            "shell": shell,
+            "shell": shell,  # what sshd starts outside of any sandbox
+            "sandbox_shell": sandbox_shell,
         }
         for account in accounts
     ]

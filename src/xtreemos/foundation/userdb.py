@@ -59,7 +59,8 @@ class Directory:
             if name in local_names:  # /etc/passwd always wins: the protocol itself detects no collisions
                 continue
             home = user["home"] if vo is None else user["sandbox_home"]
-            record = {"name": name, "uid": user["uid"], "home": home, "shell": user["shell"], "real": unix_name}
+            shell = user["shell"] if vo is None else user.get("sandbox_shell", user["shell"])
+            record = {"name": name, "uid": user["uid"], "home": home, "shell": shell, "real": unix_name}
             self.by_name[name] = self.by_uid[user["uid"]] = record
 
     def answer(self, call: Any, *, privileged: bool) -> list[Reply]:

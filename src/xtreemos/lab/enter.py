@@ -198,7 +198,7 @@ def _become_user(request: Request, account: pwd.struct_passwd, passwords: Mappin
         "HOME": account.pw_dir,
         "USER": account.pw_name,
         "LOGNAME": account.pw_name,
-        "SHELL": account.pw_shell or "/bin/bash",
+        "SHELL": "/bin/bash",  # the account's own is the front of ssh sessions
         "XDG_RUNTIME_DIR": runtime,
     }
     lock = os.open(f"/run/lock/xos-lab-login-{account.pw_uid}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from xtreemos.foundation.accounts import Account, Accounts, NameTaken, write_snapshot
 from xtreemos.foundation.paths import NodePaths
+from xtreemos.node.sshd import front_path
 
 if TYPE_CHECKING:
     from xtreemos.node.vo_runtime import VoRuntime
@@ -41,5 +42,6 @@ class Guests:
                     log.warning("%s@%s has no account here: %s", user, vo, error)
         found = tuple(members)
         if found != self._written:
-            write_snapshot(self._paths.snapshot, found)
+            front = front_path(self._paths)
+            write_snapshot(self._paths.snapshot, found, shell=str(front))
             self._written = found

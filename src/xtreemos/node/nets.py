@@ -10,6 +10,7 @@ from xtreemos.fabric import rpc
 from xtreemos.foundation.jobnet import JobNet, JobNetPool
 from xtreemos.foundation.paths import NodePaths
 from xtreemos.node.config import NodeConfig
+from xtreemos.node.sshd import noted
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ async def open_pool(paths: NodePaths, config: NodeConfig) -> Nets:
     finally:
         peer.close()
     keep = [str(row["meta"]["netns"]) for row in rows if (row.get("meta") or {}).get("netns") and row.get("exit") is None]
+    keep += [one.network for one in noted(paths) if one.network]
     pool = JobNetPool(paths.run / "netns", size=READY, outgoing=config.network == "outgoing")
     await asyncio.to_thread(pool.open, keep)
     nets = Nets(pool)

@@ -24,6 +24,7 @@ from xtreemos.names import check_node, check_vo
 from xtreemos.node import supervise
 from xtreemos.node.config import NodeConfig, load_node, save_node
 from xtreemos.node.joining import owner_key
+from xtreemos.node.sshd import hang_up_all
 from xtreemos.node.vo_runtime import operator_jwt, save_credential
 from xtreemos.vo.audit import verify_file
 from xtreemos.vo.client import CdaClient, Issued, fetch_trust
@@ -165,6 +166,7 @@ def down(paths: NodePaths) -> bool:
             raise TryLater(f"the node did not stop within {DOWN_S:g} s", f"see {paths.log}/supervise.log")
     finally:
         os.close(descriptor)
+    hang_up_all(paths)
     return True
 
 

@@ -48,6 +48,8 @@ from xtreemos.node.jobs import SLOTS_PER_CPU, LocalJobs, NoSuchJob
 from xtreemos.node.nets import Nets, open_pool
 from xtreemos.node.policies import NodePolicy
 from xtreemos.node.service import JobService, guarded
+from xtreemos.node.sshd import SshDoors
+from xtreemos.node.sshlogin import SshLogins
 from xtreemos.node.vo_runtime import VoRuntime, connect_system, mint_vo_account, save_credential
 from xtreemos.vo.founding import GridSecrets, found_vo, load_grid, save
 from xtreemos.vo.grid import GridFile, VoEntry, save_grid, with_entry
@@ -93,6 +95,8 @@ class Xosd:
             allowed=self._allowed,
         )
         self.service = JobService(self.jobs)
+        self.ssh = SshDoors(self.paths, self.config.name, self._take_net, self._give_net)
+        self.logins = SshLogins(jobs=self.jobs, accounts=self.accounts, vos=self.vos, doors=self.ssh)
         self.detached: dict[str, DetachedJobs] = {}
         self.draining = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -161,6 +165,9 @@ class Xosd:
         self.jobs.on_jobd = self._jobd_knows
         if self.config.network != "none":
             self.nets = await self._open_nets()
+        self.ssh.start()
+        front_socket = self.paths.run / "ssh.sock"
+        self._servers.append(await rpc.serve_unix(front_socket, self.logins.methods(), mode=0o666))  # each handler looks at the uid
         if self.grid is not None:
             self.system = await connect_system(self.config, self.grid)
         grid_file = load_grid_file(self.paths.dir) if self.paths.grid_json.exists() else None
@@ -229,6 +236,7 @@ class Xosd:
                 await asyncio.sleep(0.05)  # jobd is just starting
 
     async def _close(self) -> None:
+        self.ssh.close()
         for server in self._servers:
             await server.close()
         tasks = list(self._tasks)
@@ -244,8 +252,8 @@ class Xosd:
         self.vos[entry.vo] = runtime
         runtime.on_users = lambda: self._members_changed(runtime)
         runtime.on_revoked = lambda key, _record: self._revoked(runtime, key)
-        runtime.on_renewed = lambda: self.gate.set_identity(runtime.issued.identity, runtime.admission)
-        self.gate.set_identity(runtime.issued.identity, runtime.admission)
+        runtime.on_renewed = lambda: self._present(runtime)
+        self._present(runtime)
         self.guests.add_vo(entry.vo)
         if self.config.core:
             self.spawn(self._serve_core(runtime), f"core {entry.vo}")
@@ -255,6 +263,15 @@ class Xosd:
         self.detached[entry.vo] = self._detached_jobs(runtime)
         self.spawn(self._run_detached(self.detached[entry.vo]), f"detached {entry.vo}")
         return runtime
+
+    def _present(self, runtime: VoRuntime) -> None:
+        """Show the node's current credentials of a VO wherever it listens."""
+        self.gate.set_identity(runtime.issued.identity, runtime.admission)
+        vos = self.config.vos
+        try:
+            self.ssh.offer(runtime.vo, vos.index(runtime.vo) if runtime.vo in vos else len(vos), runtime.issued)
+        except XosError as error:
+            log.warning("%s", error.line())
 
     async def _serve_core(self, runtime: VoRuntime) -> None:
         assert self.grid is not None
@@ -339,6 +356,7 @@ class Xosd:
                 "port": RPC_PORT,
                 "free": 0 if self.draining else self.jobs.free,
                 "running": self.jobs.running_count,
+                "ssh": self.ssh.port(runtime.vo),
                 "facts": facts,
             }
         elif not asked.get("all"):
@@ -399,6 +417,7 @@ class Xosd:
                 if caller.vo == runtime.vo and name in ((caller.sid,) if kind == "sid" else (caller.name,)):
                     log.info("revoked: connection of %s ends", caller)
                     peer.close()
+        self.ssh.revoked(runtime.vo, kind, name)
         for running in list(self.jobs.live.values()):
             hit = running.sid == name if kind == "sid" else kind == "user" and running.user == name
             if running.vo == runtime.vo and hit and running.exit is None and (kind == "user" or not running.detached):
@@ -499,6 +518,7 @@ class Xosd:
             await self.jobs.wait_change()
         await joining.leave(runtime, self.config.name)
         self.gate.remove(vo)
+        self.ssh.withdraw(vo)
         self.config = msgspec.structs.replace(self.config, vos=[name for name in self.config.vos if name != vo])
         save_node(self.paths, self.config)
         self._stop.set()  # started again by the supervisor, without this VO

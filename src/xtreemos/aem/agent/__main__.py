@@ -24,6 +24,7 @@ from xtreemos.aem.agent.detached import Detached
 from xtreemos.aem.agent.ghosts import GhostServer
 from xtreemos.aem.agent.nodes import NodePool
 from xtreemos.aem.agent.session import Session, kept_session
+from xtreemos.aem.agent.sshagent import SshAgent
 from xtreemos.errors import InternalError, PermissionRefused, RemoteError, UsageError, XosError
 from xtreemos.fabric import rpc, subjects
 from xtreemos.fabric.connection import Fabric
@@ -47,6 +48,7 @@ class Agent:
         self.core = AgentCore(vo=session.entry.vo, user=session.credentials.name, pool=self.pool)
         self.ghosts = GhostServer()
         self._named = True
+        self.ssh = SshAgent(session, directory)
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -55,12 +57,13 @@ class Agent:
         vo = self.session.entry.vo
         self.fabric = await self.session.fabric()
         detached = Detached(self.fabric, self.session)
-        self.core.commands = Commands(self.core, whoami=self.whoami, detached=detached)
-        handlers = {"cda": self._cda, "logout": self._logout, "whoami": self._whoami, "ssh": self._ssh}
+        self.core.commands = Commands(self.core, whoami=self.whoami, detached=detached, ssh_config=self.ssh_config)
+        handlers = {"cda": self._cda, "logout": self._logout, "whoami": self._whoami}
         self.server = await rpc.serve_unix(self.directory / f"agent-{vo}.sock", handlers, allowed_uid=os.getuid())
         self.ghosts.start(self.directory / f"ghost-{vo}.sock", self.core.launch)
         for kind in ("agent", "ghost"):
             _point(self.directory / f"{kind}.sock", f"{kind}-{vo}.sock")
+        await self.ssh.start()
         self.session.on_renewed = self._renewed
         self.session.keep()
         self._spawn(self.session.renew_for_ever(), "renew")
@@ -86,6 +89,7 @@ class Agent:
         await self._stop.wait()
         await self.ghosts.close()
         await self.server.close()
+        await self.ssh.close()
         await self.pool.close()
         await self.fabric.close()
         self._leave_sockets()
@@ -98,6 +102,7 @@ class Agent:
 
     async def _renewed(self) -> None:
         self.fabric.renew()
+        self.ssh.write_known_hosts()
 
     async def _gather(self, where: str, wanted: int, wait_s: float) -> list[dict[str, Any]]:
         """Ask the nodes; returns as soon as `wanted` or all members of the VO have answered, or after `wait_s`."""
@@ -131,6 +136,10 @@ class Agent:
             "ends_at": credentials.ends_at,
         }
 
+    async def ssh_config(self) -> str:
+        """Return what `xos ssh-config` prints."""
+        return await self.ssh.configuration(self.pool, self.session.cda)
+
     # -- the command line's socket ---------------------------------------------------------------------------------------
 
     async def _cda(self, call: ServerCall) -> Any:
@@ -141,9 +150,6 @@ class Agent:
 
     async def _whoami(self, _call: ServerCall) -> Any:
         return self.whoami()
-
-    async def _ssh(self, _call: ServerCall) -> Any:
-        raise PermissionRefused("ssh is not offered yet")
 
     async def _logout(self, _call: ServerCall) -> Any:
         revoked = True

@@ -121,16 +121,19 @@ def _parser(name: str, text: str, *, as_json: bool = True) -> Parser:
 class Commands:
     """The commands of one session."""
 
-    def __init__(self, core: AgentCore, *, whoami: Callable[[], dict[str, Any]], detached: Any = None) -> None:
+    def __init__(
+        self, core: AgentCore, *, whoami: Callable[[], dict[str, Any]], detached: Any = None, ssh_config: Callable[[], Awaitable[str]] | None = None
+    ) -> None:
         self.core = core
         self.whoami = whoami
         self.detached = detached
+        self.ssh_config = ssh_config
 
     async def start(self, name: str, words: list[str], hello: Hello) -> Run | Done:
         """Start one command."""
         if name == "attach":
             return await self._attach(words, hello)
-        work: Callable[[list[str], Hello, Out], Awaitable[int]] = getattr(self, f"_{name}")
+        work: Callable[[list[str], Hello, Out], Awaitable[int]] = getattr(self, f"_{name.replace('-', '_')}")
         return CommandRun(f"{name}-{time.monotonic_ns()}", lambda out: work(words, hello, out), hello)
 
     # -- jobs ------------------------------------------------------------------------------------------------------------
@@ -306,6 +309,14 @@ class Commands:
             await out.write(json.dumps(rows, indent=1) + "\n")
         else:
             await out.write(nodes_table(nodes))
+        return 0
+
+    async def _ssh_config(self, words: list[str], _hello: Hello, out: Out) -> int:
+        text = "Print what makes plain ssh, scp and sftp work with this session: xos ssh-config > ~/.ssh/config.d/VO"
+        _parser("ssh-config", text, as_json=False).parse_args(words)
+        if self.ssh_config is None:
+            raise UsageError("`xos ssh-config` is not offered here")
+        await out.write(await self.ssh_config())
         return 0
 
     async def _whoami(self, words: list[str], _hello: Hello, out: Out) -> int:

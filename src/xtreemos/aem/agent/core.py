@@ -34,7 +34,7 @@ ELSEWHERE = frozenset(
     {"node-full", "not-matching", "owner-refuses", "unreachable", "connection-lost", "try-later", "job-store-broken"}
 )
 RETRYABLE_FULL = frozenset({"node-full"})
-COMMANDS = ("run", "sub", "ps", "kill", "wait", "logs", "attach", "nodes", "whoami", "top")
+COMMANDS = ("run", "sub", "ps", "kill", "wait", "logs", "attach", "nodes", "whoami", "top", "ssh-config")
 ALIASES = {"xsub": "sub", "xps": "ps", "xkill": "kill", "xwait": "wait"}
 
 Say = Callable[[str], None]
