@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from xtreemos.aem.manager import model
+from xtreemos.aem.manager import driver, model
 from xtreemos.testing import simfabric, simjobs
 from xtreemos.testing.simjobs import Plan, Violation, World, seeds, simulate
 
@@ -47,6 +47,11 @@ def test_the_same_seed_tells_the_same_story():
         return sorted((row.job, str(row.outcome), row.attempt, row.losses) for row in simulate(Plan(seed)).values())
 
     assert story(7) == story(7)
+
+
+def test_nothing_changes_when_the_log_is_compacted_all_the_time(monkeypatch):
+    monkeypatch.setattr(driver, "COMPACT_AFTER", 5)
+    simulate_all(seeds(300, 10))
 
 
 def test_the_checker_finds_a_log_without_fencing(monkeypatch):
