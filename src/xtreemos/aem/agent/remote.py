@@ -19,6 +19,7 @@ from xtreemos.aem.jobspec import JobSpec, to_wire
 from xtreemos.errors import EXIT_TRY_LATER, RemoteError, TryLater, Unreachable, XosError
 from xtreemos.fabric.rpc import ClientCall
 from xtreemos.foundation.frames import CHUNK_BYTES, WINDOW_BYTES, Frame, Kind
+from xtreemos.foundation.jobd.model import REASON_NOT_EXECUTABLE, REASON_NOT_FOUND
 from xtreemos.foundation.window import ReceiveWindow, SendWindow
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ SAY_AFTER_S = 1.5  # the user reads what is going on after so long without conta
 REPLAY_BYTES_MAX = WINDOW_BYTES  # standard input kept for another attempt: what fits one window
 EVENTS_MAX = 64
 STDIN = 0
+SAID_ALREADY = frozenset({REASON_NOT_FOUND, REASON_NOT_EXECUTABLE})  # by the far side on standard error, as a shell would
 ENDING_SIGNALS = frozenset({1, 2, 3, 6, 9, 13, 14, 15})
 
 
@@ -286,7 +288,7 @@ class RemoteRun:
         if record.get("lost") and await self._start_again(f"node {self.placement.node} lost the job ({record.get('reason')})"):
             await self._follow_call()
             return True
-        if record.get("reason"):
+        if record.get("reason") and record["reason"] not in SAID_ALREADY:
             await self._events.put(Message(f"xos: job {self.spec.job}: {record['reason']}"))
         if self._times:
             for line in times_lines(time.monotonic() - self._began, record):
