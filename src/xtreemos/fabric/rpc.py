@@ -615,13 +615,32 @@ async def connect_unix(path: Path, handlers: Mapping[str, Handler] | None = None
     return peer
 
 
+class _Refusing(dict[str, Handler]):
+    """A handler table that answers every method by one error."""
+
+    def __init__(self, error: XosError) -> None:
+        super().__init__()
+        self._error = error
+
+    def get(self, _key: object, _default: object = None) -> Handler:  # type: ignore[override]  # it has an answer for every key
+        async def refuse(_call: ServerCall) -> None:
+            raise self._error
+
+        return refuse
+
+
 async def serve_tls(host: str, port: int, context: ssl.SSLContext, handlers: Mapping[str, Handler], identify: Identify) -> Server:
     """Listen with TLS; `identify(ssl_object, peer_address)` returns the caller or raises to refuse the connection."""
     server = Server()
 
     def make_peer(transport: asyncio.Transport) -> Peer:
         address = str((transport.get_extra_info("peername") or ("?",))[0])
-        caller = identify(transport.get_extra_info("ssl_object"), address)
+        try:
+            caller = identify(transport.get_extra_info("ssl_object"), address)
+        except XosError as error:
+            # TLS is done, so the client is told why: every call it makes is answered by the refusal, nothing else is served.
+            log.info("connection from %s refused: %s", address, error)
+            return Peer(_Refusing(error), caller=Caller("anonymous", address=address), ours_odd=False, label=f"refused {address}")
         peer = Peer(handlers, caller=caller, ours_odd=False, label=f"{caller.kind} {caller.name or address}")
         server._joined(peer)
         return peer

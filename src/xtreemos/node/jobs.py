@@ -269,7 +269,14 @@ class LocalJobs:
     # -- start -----------------------------------------------------------------------------------------------------------
 
     async def run(
-        self, spec: JobSpec, *, attempt: int, sid: str, stdio: str | None = None, fds: tuple[int, ...] = (), netns: str | None = None
+        self,
+        spec: JobSpec,
+        *,
+        attempt: int,
+        sid: str,
+        stdio: str | None = None,
+        fds: tuple[int, ...] = (),
+        netns: str | None = None,
     ) -> Running:
         """Admit, record and start a foreground job; return when it runs. `netns` is a network that the caller keeps for it.
 
@@ -300,7 +307,14 @@ class LocalJobs:
         return answer
 
     async def start(
-        self, spec: JobSpec, *, attempt: int, sid: str, stdio: str | None = None, fds: tuple[int, ...] = (), netns: str | None = None
+        self,
+        spec: JobSpec,
+        *,
+        attempt: int,
+        sid: str,
+        stdio: str | None = None,
+        fds: tuple[int, ...] = (),
+        netns: str | None = None,
     ) -> Running:
         """Make the sandbox and hand the recorded attempt to jobd."""
         key = f"{spec.job}.{attempt}"

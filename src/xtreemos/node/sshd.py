@@ -312,7 +312,17 @@ class SshDoors:
         try:
             network = await self._take_net()
             try:
-                words = [str(self._front), "gate", network or NEW_NETWORK, self._node, str(sshd_path()), "-i", "-e", "-f", str(door.config)]
+                words = [
+                    str(self._front),
+                    "gate",
+                    network or NEW_NETWORK,
+                    self._node,
+                    str(sshd_path()),
+                    "-i",
+                    "-e",
+                    "-f",
+                    str(door.config),
+                ]
                 sock.setblocking(True)
                 process = await self._start(words, sock)
             except BaseException:
@@ -332,7 +342,13 @@ class SshDoors:
     async def _start(self, words: Sequence[str], sock: socket.socket) -> asyncio.subprocess.Process:
         with self._log_file.open("ab") as out:
             return await asyncio.create_subprocess_exec(
-                *words, stdin=sock.fileno(), stdout=sock.fileno(), stderr=out, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, start_new_session=True, cwd="/"
+                *words,
+                stdin=sock.fileno(),
+                stdout=sock.fileno(),
+                stderr=out,
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+                start_new_session=True,
+                cwd="/",
             )
 
     async def _watch_adopted(self, connection: Connection) -> None:

@@ -148,9 +148,7 @@ class SshLogins:
         await vo.audit.write(
             AuditRecord(at=int(time.time()), vo=account.vo, who=str(caller), what="ssh.open", allowed=True, detail=what)
         )
-        running = await self._jobs.run(
-            spec, attempt=1, sid=caller.sid, fds=() if terminal else tuple(call.fds[:3]), netns=network
-        )
+        running = await self._jobs.run(spec, attempt=1, sid=caller.sid, fds=() if terminal else tuple(call.fds[:3]), netns=network)
         call.send_event({"type": "started", "job": running.job, "attempt": running.attempt})
         if terminal:
             return await self._jobs.attach(running, call, {"offsets": {}})

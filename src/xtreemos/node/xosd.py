@@ -59,7 +59,8 @@ from xtreemos.vo.tls import Gate
 log = logging.getLogger("xtreemos.node.xosd")
 
 FACTS_S = 2.0  # live facts are read at most this often
-FDS_TICKET_S = 10.0
+LAST_WORDS_S = 0.5  # a revoked session's programs tell how they ended before its connections go
+ANSWER_S = 0.5  # a revoked connection lives this much longer: the answer to the log-out that revoked it is still on the way
 
 
 class Xosd:
@@ -411,13 +412,6 @@ class Xosd:
     async def _revoked(self, runtime: VoRuntime, key: str) -> None:
         """Drop connections and end programs of what was revoked."""
         _word, kind, name = key.split(".", 2)
-        for server in self._servers:
-            for peer in list(server.peers):
-                caller = peer.caller
-                if caller.vo == runtime.vo and name in ((caller.sid,) if kind == "sid" else (caller.name,)):
-                    log.info("revoked: connection of %s ends", caller)
-                    peer.close()
-        self.ssh.revoked(runtime.vo, kind, name)
         for running in list(self.jobs.live.values()):
             hit = running.sid == name if kind == "sid" else kind == "user" and running.user == name
             if running.vo == runtime.vo and hit and running.exit is None and (kind == "user" or not running.detached):
@@ -425,6 +419,14 @@ class Xosd:
                 with contextlib.suppress(NoSuchJob, RemoteError):
                     await self.jobs.signal(running, signal.SIGHUP)
                     await self.jobs.signal(running, signal.SIGKILL)
+        asyncio.get_running_loop().call_later(LAST_WORDS_S, self._drop, runtime.vo, kind, name)
+
+    def _drop(self, vo: str, kind: str, name: str) -> None:
+        """End the connections of a revoked credential."""
+        for peer in [peer for server in self._servers for peer in server.peers]:
+            if peer.caller.vo == vo and name == (peer.caller.sid if kind == "sid" else peer.caller.name):
+                log.info("revoked: connection of %s ends", peer.caller)
+                peer.close()
 
     # -- this machine's commands -----------------------------------------------------------------------------------------
 

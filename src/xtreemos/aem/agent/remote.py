@@ -29,6 +29,7 @@ RECONNECT_EVERY_S = 0.5
 SAY_AFTER_S = 1.5  # the user reads what is going on after so long without contact
 REPLAY_BYTES_MAX = WINDOW_BYTES  # standard input kept for another attempt: what fits one window
 EVENTS_MAX = 64
+ANSWER_S = 5.0
 STDIN = 0
 SAID_ALREADY = frozenset({REASON_NOT_FOUND, REASON_NOT_EXECUTABLE})  # by the far side on standard error, as a shell would
 ENDING_SIGNALS = frozenset({1, 2, 3, 6, 9, 13, 14, 15})
@@ -95,6 +96,9 @@ class RemoteRun:
         self._stdin_closed = asyncio.Event()
         self._broken: set[int] = set()
         self._killed_by: int | None = None
+        self._away = False
+        self._unsent_signals: list[int] = []
+        self._first: Frame | None = None
         self._task = asyncio.create_task(self._follow(), name=f"follow {spec.job}")
 
     @property
@@ -168,7 +172,17 @@ class RemoteRun:
                 self._killed_by = number
                 self._task.cancel()
             return
-        self.placement.call.send_event({"type": "signal", "signal": number})
+        if not self._away:
+            self.placement.call.send_event({"type": "signal", "signal": number})
+        elif number in ENDING_SIGNALS:
+            # The user does not want to wait for a node that does not answer; its own rule ends a job that nobody comes back to.
+            text = f"xos: gave up waiting for node {self.node}; job {self.spec.job} may still run there until the node notices"
+            self._killed_by = number
+            self._task.cancel()
+            self._events.put_nowait(Message(text))
+            self._events.put_nowait(Ended({"code": None, "signal": number, "core": False}))
+        else:
+            self._unsent_signals.append(number)
 
     async def winsize(self, rows: int, cols: int) -> None:
         """The terminal has a new size."""
@@ -217,7 +231,7 @@ class RemoteRun:
         except XosError as error:
             await self._end_with(error.exit_code, f"xos: {error.line()}")
         except asyncio.CancelledError:
-            if self._killed_by is None:
+            if self._killed_by is None or self._away:
                 raise
             self._events.put_nowait(Ended({"code": None, "signal": self._killed_by, "core": False}))
         except Exception:
@@ -238,8 +252,8 @@ class RemoteRun:
     async def _follow_call(self) -> None:
         call = self.placement.call
         while True:
-            frame = await call.receive()
-            if await self._on_frame(frame):
+            first, self._first = self._first, None
+            if await self._on_frame(first or await call.receive()):
                 return
 
     async def _on_frame(self, frame: Frame) -> bool:
@@ -311,32 +325,51 @@ class RemoteRun:
     async def _recover(self) -> bool:
         """Find the job again on its node, or start it elsewhere, or end it; return whether to go on following."""
         since = time.monotonic()
+        self._away = True
         said = False
-        while time.monotonic() - since < LOST_S:
-            try:
-                offsets = {str(stream): window.offset for stream, window in self._outputs.items()}
-                call = await self._reattach(
-                    self.placement.node,
-                    {"job": self.spec.job, "attempt": self.placement.attempt, "offsets": offsets, "steal": True},
-                )
-                self._placement = replace(self.placement, call=call)
-                for stream in self._broken:
-                    call.send_event({"type": "broken", "stream": stream})
-                if self._winsize is not None:
-                    call.send_event({"type": "winsize", "rows": self._winsize.rows, "cols": self._winsize.cols})
-                if said:
-                    await self._events.put(Message(f"xos: node {self.placement.node} is back; the program went on"))
-                return True
-            except (Unreachable, TryLater):
-                if not said and time.monotonic() - since > SAY_AFTER_S:
-                    said = True
-                    await self._events.put(Message(f"xos: no contact with node {self.placement.node}; waiting up to {LOST_S:g} s"))
-                await asyncio.sleep(RECONNECT_EVERY_S)
-            except RemoteError as error:
-                if error.code != "job-not-here":
-                    raise
-                break  # the node answers and knows the job no more: it died and came back, or fenced it
+        try:
+            while time.monotonic() - since < LOST_S:
+                try:
+                    await self._attach_again()
+                except RemoteError as error:
+                    if error.code != "job-not-here":
+                        raise
+                    break  # the node answers and knows the job no more: it died and came back, or fenced it
+                except (Unreachable, TryLater):
+                    if not said and time.monotonic() - since > SAY_AFTER_S:
+                        said = True
+                        await self._events.put(
+                            Message(f"xos: no contact with node {self.placement.node}; waiting up to {LOST_S:g} s")
+                        )
+                    await asyncio.sleep(RECONNECT_EVERY_S)
+                else:
+                    if said:
+                        await self._events.put(Message(f"xos: node {self.placement.node} is back; the program went on"))
+                    return True
+        finally:
+            self._away = False
         return await self._start_again(f"node {self.placement.node} died")
+
+    async def _attach_again(self) -> None:
+        """Open the streams again; only the node's first answer counts as contact, a connection alone may yet be refused."""
+        offsets = {str(stream): window.offset for stream, window in self._outputs.items()}
+        params = {"job": self.spec.job, "attempt": self.placement.attempt, "offsets": offsets, "steal": True}
+        call = await self._reattach(self.placement.node, params)
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                first = await call.receive()
+        except TimeoutError:
+            call.close()
+            raise Unreachable(f"node {self.placement.node} does not answer") from None
+        self._placement = replace(self.placement, call=call)
+        for stream in self._broken:
+            call.send_event({"type": "broken", "stream": stream})
+        if self._winsize is not None:
+            call.send_event({"type": "winsize", "rows": self._winsize.rows, "cols": self._winsize.cols})
+        for number in self._unsent_signals:
+            call.send_event({"type": "signal", "signal": number})
+        self._unsent_signals.clear()
+        self._first = first
 
     async def _start_again(self, why: str) -> bool:
         attempt = self.placement.attempt + 1
