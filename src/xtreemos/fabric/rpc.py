@@ -622,7 +622,7 @@ class _Refusing(dict[str, Handler]):
         super().__init__()
         self._error = error
 
-    def get(self, _key: object, _default: object = None) -> Handler:  # type: ignore[override]  # it has an answer for every key
+    def get(self, _key: object, _default: object = None) -> Handler:
         async def refuse(_call: ServerCall) -> None:
             raise self._error
 
