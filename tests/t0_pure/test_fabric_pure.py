@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xtreemos.fabric import natsserver, subjects
+from xtreemos.fabric import jwt, natsserver, subjects
 from xtreemos.fabric.errors import BadSubject, ServerFailed, UnsafeServer
 from xtreemos.fabric.kv import Deleted, Entry, WatchState, bucket_config, is_gone, ttl_headers
 from xtreemos.fabric.lease import LeaseClock
 from xtreemos.fabric.natsserver import NatsServer, ServerConfig, TlsFiles
+from xtreemos.fabric.nkeys import KeyKind, KeyPair
 from xtreemos.fabric.stream import Synced, position
 
 
@@ -85,9 +86,17 @@ def test_an_unsafe_server_is_refused_by_name_of_the_setting(change, word):
         natsserver.check_safe(SAFE | change)
 
 
+ACCOUNT, OPERATOR = KeyPair.generate(KeyKind.ACCOUNT), KeyPair.generate(KeyKind.OPERATOR)
+
+
+def token(now, **more):
+    return jwt.mint_account(OPERATOR, account=ACCOUNT.public, name="SYS", now=now, **more)
+
+
 def config(tmp_path, **more):
     tls = TlsFiles(tmp_path / "ca", tmp_path / "cert", tmp_path / "key")
-    return ServerConfig("n1", tmp_path / "nats", tls, "op.jwt.x", "ASYS", {"ASYS": "token"}, **more)
+    accounts = more.pop("accounts", {ACCOUNT.public: token(1000)})
+    return ServerConfig("n1", tmp_path / "nats", tls, "op.jwt.x", ACCOUNT.public, accounts, **more)
 
 
 def test_the_configuration_is_durable_and_closed(tmp_path):
@@ -107,10 +116,25 @@ def test_a_name_cannot_add_settings(tmp_path):
 def test_account_tokens_are_private_files(tmp_path):
     made = config(tmp_path)
     natsserver.write_config(made)
-    assert (made.jwt_dir / "ASYS.jwt").read_text() == "token"
+    assert (made.jwt_dir / f"{ACCOUNT.public}.jwt").read_text() == made.accounts[ACCOUNT.public]
     assert made.folder.stat().st_mode & 0o077 == 0
     assert made.config_file.stat().st_mode & 0o077 == 0
     assert NatsServer(made).pid is None
+
+
+def test_a_restart_does_not_undo_revocations_that_were_pushed(tmp_path):
+    made = config(tmp_path)
+    natsserver.write_config(made)
+    stored = made.jwt_dir / f"{ACCOUNT.public}.jwt"
+    pushed = token(1001, revocations={"*": 1001})
+    stored.write_text(pushed)
+    natsserver.write_config(made)
+    assert stored.read_text() == pushed
+    natsserver.write_config(config(tmp_path, accounts={ACCOUNT.public: token(1002)}))
+    assert stored.read_text() == token(1002)
+    stored.write_text("damaged")
+    natsserver.write_config(made)
+    assert stored.read_text() == made.accounts[ACCOUNT.public]
 
 
 def test_a_bucket_never_allows_stale_reads_or_lost_lives():
@@ -141,8 +165,8 @@ def test_positions_are_read_from_both_forms_of_reply():
 # ---- watching
 
 
-def feed(state, entries):
-    state.begin()
+def feed(state, entries, target=None):
+    state.begin(max((r for _, r in entries), default=0) if target is None else target)
     told = [news for key, revision in entries for news in state.on(Entry(key, b"v", revision))]
     return told + state.end(max((r for _, r in entries), default=0))
 
@@ -166,6 +190,19 @@ def test_a_bucket_that_went_back_in_time_is_told_as_it_is():
     state = WatchState()
     feed(state, [("a", 50)])
     assert feed(state, [("a", 3)]) == [Entry("a", b"v", 3), Synced(3)]
+
+
+def test_a_follower_that_lags_tells_nothing_old():
+    """It serves an old value, then an old deletion, then what is true."""
+    state = WatchState()
+    feed(state, [("a", 5), ("b", 6), ("c", 7)])
+    state.begin(9)
+    assert state.on(Entry("a", b"old", 2)) == []
+    assert state.on(Deleted("b", 3)) == []
+    assert state.on(Entry("c", b"v", 7)) == []
+    assert state.on(Entry("a", b"new", 8)) == [Entry("a", b"new", 8)]
+    assert state.on(Deleted("c", 9)) == [Deleted("c", 9)]
+    assert state.end(9) == [Synced(9)]
 
 
 @given(
@@ -194,8 +231,8 @@ def test_a_watcher_always_ends_with_the_truth(writes, lost, resyncs):
         if number not in lost:
             see(state.on(Entry(key, b"v", revision) if there else Deleted(key, revision)))
         if number in resyncs:
-            see(feed(state, sorted(truth.items())))
-    see(feed(state, sorted(truth.items())))
+            see(feed(state, sorted(truth.items()), target=revision))
+    see(feed(state, sorted(truth.items()), target=len(writes)))
     assert picture == truth
 
 

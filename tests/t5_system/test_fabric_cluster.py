@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import signal
 import time
 
@@ -67,8 +68,9 @@ async def leader_of(grid, stream):
 class Load:
     """Writers that count up keys by CAS, watchers that follow; knows what was acknowledged."""
 
-    def __init__(self, grid):
+    def __init__(self, grid, name):
         self.grid = grid
+        self.name = name
         self.acknowledged: dict[str, int] = {}
         self.pictures: list[dict[str, bytes]] = [{} for _ in range(WATCHERS)]
         self.latencies_s: list[float] = []
@@ -83,7 +85,7 @@ class Load:
         return self
 
     async def _write(self, number):
-        bucket, key = await self.grid.fabrics[number % 3].bucket("vo"), f"w.{number}"
+        bucket, key = await self.grid.fabrics[number % 3].bucket("vo"), f"{self.name}.{number}"
         count, revision = 0, await bucket.put(key, b"0")
         while not self._stop.is_set():
             since_s = time.monotonic()
@@ -103,7 +105,7 @@ class Load:
     async def _watch(self, number):
         bucket = await self.grid.fabrics[number % 3].bucket("vo", follow=number == 2)
         picture = self.pictures[number]
-        async with contextlib.aclosing(bucket.watch("w.*")) as events:
+        async with contextlib.aclosing(bucket.watch(f"{self.name}.*")) as events:
             async for event in events:
                 if isinstance(event, Entry):
                     assert int(event.value) >= int(picture.get(event.key, b"0")), "a watcher went back in time"
@@ -113,7 +115,7 @@ class Load:
 
     async def progress(self, more=5):
         """Wait until every writer had `more` further acknowledgements."""
-        goal = {f"w.{n}": self.acknowledged.get(f"w.{n}", 0) + more for n in range(WRITERS)}
+        goal = {f"{self.name}.{n}": self.acknowledged.get(f"{self.name}.{n}", 0) + more for n in range(WRITERS)}
         while any(self.acknowledged.get(key, 0) < count for key, count in goal.items()):
             self.check()
             await asyncio.sleep(0.02)
@@ -128,7 +130,7 @@ class Load:
         self._stop.set()
         await asyncio.gather(*self._tasks[:WRITERS])
         bucket = await self.grid.fabrics[0].bucket("vo")
-        truth = {entry.key: entry.value for entry in await bucket.entries("w.*")}
+        truth = {entry.key: entry.value for entry in await bucket.entries(f"{self.name}.*")}
         assert {key: int(value) for key, value in truth.items()} == self.acknowledged
         while any(picture != truth for picture in self.pictures):
             self.check()
@@ -153,7 +155,7 @@ def test_all_three_are_safe_and_know_each_other(run):
 
 def test_nothing_acknowledged_is_lost_when_the_leader_is_killed(run):
     async def claim(grid):
-        async with Load(grid) as load:
+        async with Load(grid, "killed") as load:
             await load.progress()
             leader = await leader_of(grid, "KV_vo")
             grid.kill(leader)
@@ -170,7 +172,7 @@ def test_nothing_acknowledged_is_lost_when_the_leader_is_killed(run):
 
 def test_nothing_acknowledged_is_lost_when_the_leader_is_paused(run):
     async def claim(grid):
-        async with Load(grid) as load:
+        async with Load(grid, "paused") as load:
             await load.progress()
             leader = await leader_of(grid, "KV_vo")
             server = grid.servers[leader].config.url
@@ -223,7 +225,7 @@ def test_a_lease_has_one_holder_at_a_time_while_its_leader_is_paused(run):
         stop.set()
         await asyncio.gather(*tasks)
         spans.sort()
-        for (_, until_s, token), (since_s, _, later) in zip(spans, spans[1:], strict=False):
+        for (_, until_s, token), (since_s, _, later) in itertools.pairwise(spans):
             assert until_s <= since_s + 0.02
             assert token < later
 

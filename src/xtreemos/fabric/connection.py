@@ -278,7 +278,11 @@ class Fabric:
         with contextlib.suppress(Unreachable):
             if link not in subscription.sids and not subscription.closed:
                 subscription.sids[link] = 0  # claimed before the wait: two listeners would double every message
-                subscription.sids[link] = await link.listen(subscription.subject, subscription.push, subscription.queue)
+                sid = await link.listen(subscription.subject, subscription.push, subscription.queue)
+                if link in subscription.sids:
+                    subscription.sids[link] = sid
+                else:  # closed while we waited
+                    await link.unlisten(sid)
 
     async def _retire(self, link: Link) -> None:
         """Let an old link collect the answers it waits for; its subscriptions ended before."""

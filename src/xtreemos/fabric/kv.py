@@ -84,15 +84,21 @@ class Store(Protocol):
 
 
 class WatchState:
-    """Pure: turns what a (re)sync reads into what a watcher must be told."""
+    """Pure: turns what a (re)sync reads into what a watcher must be told. Nobody is told an older revision after a newer one."""
 
     def __init__(self) -> None:
         self._known: dict[str, int] = {}
         self._seen: set[str] | None = None
+        self._went_back = False
 
-    def begin(self) -> None:
-        """A (re)sync begins: everything there will be read again."""
+    def begin(self, target: int) -> None:
+        """A (re)sync begins: everything there will be read again; `target` is the newest revision there, as the leader says.
+
+        Only if that is older than what is known has the bucket gone back in time (restored from a backup), and older revisions
+        are news. Otherwise they come from a follower that lags, and the newer ones will come too.
+        """
         self._seen = set()
+        self._went_back = target < max(self._known.values(), default=0)
 
     @property
     def syncing(self) -> bool:
@@ -101,26 +107,27 @@ class WatchState:
     def on(self, event: Entry | Deleted) -> list[WatchEvent]:
         """Something was read; returns it if it is news."""
         key, known = event.key, self._known.get(event.key)
+        stale = known is not None and event.revision < known and not self._went_back
         if self._seen is not None:
-            if isinstance(event, Entry):
+            if isinstance(event, Entry) or stale:
                 self._seen.add(key)
             else:
                 self._seen.discard(key)
-        elif known is not None and event.revision <= known:
+        if stale or event.revision == known:
             return []
         if isinstance(event, Deleted):
             return [event] if self._known.pop(key, None) is not None else []
         self._known[key] = event.revision
-        return [event] if event.revision != known else []
+        return [event]
 
     def end(self, revision: int) -> list[WatchEvent]:
         """The (re)sync has read everything up to `revision`: what was not seen has gone."""
         seen, self._seen = self._seen or set(), None
-        gone: list[WatchEvent] = [Deleted(key, 0) for key in sorted(self._known.keys() - seen)]
-        for event in gone:
-            assert isinstance(event, Deleted)
-            del self._known[event.key]
-        return [*gone, Synced(revision)]
+        self._went_back = False
+        gone = sorted(self._known.keys() - seen)
+        for key in gone:
+            del self._known[key]
+        return [*(Deleted(key, 0) for key in gone), Synced(revision)]
 
 
 def ttl_headers(ttl_s: float | None) -> dict[str, str]:
@@ -255,8 +262,8 @@ class Bucket:
         async with contextlib.aclosing(feed.events(lambda: {"deliver_policy": "last_per_subject"})) as events:
             async for event in events:
                 if isinstance(event, Restart):
-                    state.begin()
                     newest, target = 0, event.target
+                    state.begin(target)
                 else:
                     newest = event.seq
                     for news in state.on(self._event(event)):
@@ -273,8 +280,8 @@ class Bucket:
         repeated = await self._fabric.listen(subjects.published(self.name, ">"))
         try:
             while True:
-                state.begin()
                 seq = await self._last_seq()
+                state.begin(seq)
                 async for event in self._walk(wanted):
                     for news in state.on(event):
                         yield news

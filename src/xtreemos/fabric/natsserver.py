@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xtreemos.fabric.errors import ServerFailed, UnsafeServer
+from xtreemos.fabric import jwt
+from xtreemos.fabric.errors import BadToken, ServerFailed, UnsafeServer
 from xtreemos.foundation.paths import NATS_PORT, ROUTE_PORT
 
 VERSION_MIN = (2, 12, 7)
@@ -37,7 +38,8 @@ class TlsFiles:
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """All that one server needs. `accounts`: public key -> JWT, put into the resolver's folder at each start.
+    """All that one server needs. `accounts`: public key -> JWT, put into the resolver's folder at each start
+    unless a newer one is there.
 
     `peers` are `host:port` of all route listeners, this server's own included: one entry or none is a server by itself.
     """
@@ -140,8 +142,19 @@ def write_config(config: ServerConfig) -> None:
     for folder in (config.jwt_dir, config.store_dir):
         folder.mkdir(mode=0o700, exist_ok=True)
     for account, token in config.accounts.items():
-        _replace(config.jwt_dir / f"{account}.jwt", token)
+        path = config.jwt_dir / f"{account}.jwt"
+        # What was pushed while the server ran is newer: putting ours in its place would undo revocations.
+        if _issued_at(path.read_text() if path.exists() else "") < _issued_at(token):
+            _replace(path, token)
     _replace(config.config_file, config_text(config))
+
+
+def _issued_at(token: str) -> int:
+    """When a stored token was issued; -1 if it is none, or damaged."""
+    try:
+        return jwt.decode(token.strip()).issued_at if token else -1
+    except BadToken:
+        return -1
 
 
 def _replace(path: Path, text: str) -> None:

@@ -151,7 +151,7 @@ class MemoryBucket:
                     for news in state.on(change) if matches(pattern, change.key) else ():
                         yield news
                 elif self._leader:
-                    state.begin()
+                    state.begin(self._revision)
                     self.expire()
                     for entry in [self._entry(key) for key in sorted(self._slots) if matches(pattern, key)]:
                         for news in state.on(entry) if entry is not None else ():
