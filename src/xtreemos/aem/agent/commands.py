@@ -27,6 +27,7 @@ from xtreemos.names import check_job
 
 ALL_NODES = 10_000
 ASK_S = 1.0
+LOOK_S = 0.2
 EVENTS_MAX = 64
 
 
@@ -122,7 +123,12 @@ class Commands:
     """The commands of one session."""
 
     def __init__(
-        self, core: AgentCore, *, whoami: Callable[[], dict[str, Any]], detached: Any = None, ssh_config: Callable[[], Awaitable[str]] | None = None
+        self,
+        core: AgentCore,
+        *,
+        whoami: Callable[[], dict[str, Any]],
+        detached: Any = None,
+        ssh_config: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
         self.core = core
         self.whoami = whoami
@@ -248,8 +254,15 @@ class Commands:
         parser.add_argument("job", metavar="JOB")
         chosen = parser.parse_args(words)
         row = await self._find(chosen.job)
+        while row.get("state") in ("queued", "starting"):
+            if not chosen.follow:
+                raise NotFound(
+                    f"job {chosen.job} has not started yet", row.get("reason") or "wait for it: xos logs -f " + chosen.job
+                )
+            await asyncio.sleep(LOOK_S)  # the manager tells of ends, not of starts
+            row = await self._find(chosen.job)
         if not row.get("node"):
-            raise NotFound(f"job {chosen.job} has not started yet", row.get("reason") or "wait for it: xos wait " + chosen.job)
+            raise NotFound(f"job {chosen.job} never started", row.get("reason") or "see `xos ps -a`")
         streams = [1, 2] if chosen.stdout == chosen.stderr else [1] if chosen.stdout else [2]
         call = await self.core.pool.open(row["node"], "job.logs", {"job": chosen.job, "follow": chosen.follow, "streams": streams})
         while True:
@@ -270,11 +283,18 @@ class Commands:
         row = await self._find(chosen.job)
         if row.get("detached") and not row.get("tty"):
             raise UsageError(f"job {chosen.job} runs detached and has no terminal", f"follow its output: xos logs -f {chosen.job}")
-        params = {"job": chosen.job, "offsets": {}, "steal": True, "describe": True}
-        call = await self.core.pool.open(row["node"], "job.attach", params)
+        return await self.join(chosen.job, row["node"], hello)
+
+    async def resume(self, token: str, hello: Hello) -> Run:
+        """Take up the run of a ghost that outlived an agent."""
+        return await self.join(token, (await self._find(token))["node"], hello)
+
+    async def join(self, job: str, node: str, hello: Hello) -> Run:
+        """Attach to a job that runs on `node`; whoever was attached is told that it was taken over."""
+        call = await self.core.pool.open(node, "job.attach", {"job": job, "offsets": {}, "steal": True, "describe": True})
         first = await call.receive()
         spec: JobSpec = from_wire(first.body["spec"])
-        placement = Placement(row["node"], call, int(first.body["attempt"]))
+        placement = Placement(node, call, int(first.body["attempt"]))
         run = RemoteRun(spec, placement, place=self.core.place, reattach=self.core.reattach, retryable=False, joined=True)
         self.core.runs[spec.job] = run
         run.on_done(lambda: self.core.runs.pop(spec.job, None))
@@ -361,10 +381,11 @@ def exit_code_of(record: dict[str, Any]) -> int:
 
 
 def _age(row: dict[str, Any]) -> str:
-    since = row.get("started_at")
+    record = row.get("exit") or {}
+    since = row.get("started_at") or record.get("started_at")
     if not since:
         return "-"
-    seconds = max(0, int(time.time() - since))
+    seconds = max(0, int((record.get("ended_at") or time.time()) - since))
     hours, rest = divmod(seconds, 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
