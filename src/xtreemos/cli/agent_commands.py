@@ -7,13 +7,14 @@ the ghost.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from typing import NoReturn
 
 import typer
 
 from xtreemos.cli import context
-from xtreemos.errors import Unreachable
+from xtreemos.errors import Unreachable, XosError
 
 COMMANDS = {
     "run": "Run a program on a node of the VO as if it were local.",
@@ -49,13 +50,33 @@ def run(argv: list[str]) -> NoReturn:
         except options.HelpWanted as text:
             print(text, end="")
             sys.exit(0)
-    if not context.agent_socket().exists():
-        context.fail(Unreachable("you are not logged in here", "log in first: xos login USER@VO"))
+    _ensure_agent()
     from xtreemos.aem import ghost_fallback
 
     os.environ.pop("XOS_GHOST_FALLBACK", None)
     ghost_fallback.main(argv[0], argv[1:])
     sys.exit(0)
+
+
+def _ensure_agent() -> None:
+    """If the session's agent died, start it again from the keyring; say so if there is no session at all."""
+    link = context.agent_socket()
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        probe.connect(str(link))
+        return
+    except OSError:
+        if not link.is_symlink():
+            context.fail(Unreachable("you are not logged in here", "log in first: xos login USER@VO"))
+    finally:
+        probe.close()
+    vo = os.path.basename(os.readlink(link)).removeprefix("agent-").removesuffix(".sock")
+    from xtreemos.aem.agent import launcher
+
+    try:
+        launcher.resume(context.grid_dir(), vo)
+    except XosError:
+        context.fail(Unreachable(f"your session in VO {vo} ended with its agent", f"log in again: xos login USER@{vo}"))
 
 
 def register(app: typer.Typer) -> None:

@@ -57,7 +57,10 @@ def list_(as_json: Json = False) -> None:
         rows = [
             {"vo": vo, "default": vo == grid.default_vo, "endpoints": entry.endpoints} for vo, entry in sorted(grid.vos.items())
         ]
-        text = "\n".join(f"{row['vo']:<20} {' '.join(grid.vos[str(row['vo'])].endpoints)}{'  (default)' if row['default'] else ''}" for row in rows)
+        text = "\n".join(
+            f"{row['vo']:<20} {' '.join(grid.vos[str(row['vo'])].endpoints)}{'  (default)' if row['default'] else ''}"
+            for row in rows
+        )
         _print(rows, as_json, text or "no VO is known here")
 
     context.guarded(work)

@@ -23,6 +23,7 @@ from xtreemos.aem.agent.core import AgentCore
 from xtreemos.aem.agent.detached import Detached
 from xtreemos.aem.agent.ghosts import GhostServer
 from xtreemos.aem.agent.nodes import NodePool
+from xtreemos.aem.agent.ports import Hello, Run
 from xtreemos.aem.agent.session import Session, kept_session
 from xtreemos.aem.agent.sshagent import SshAgent
 from xtreemos.errors import InternalError, PermissionRefused, RemoteError, UsageError, XosError
@@ -36,6 +37,8 @@ from xtreemos.vo.grid import load_grid
 
 log = logging.getLogger("xtreemos.aem.agent")
 
+REFUSED = "Authorization Violation"  # the server's own words
+
 
 class Agent:
     """The process: wires session, nodes, ghosts and the command line's socket."""
@@ -46,7 +49,7 @@ class Agent:
         self.fabric: Fabric
         self.pool = NodePool(session.issued.trust, lambda: session.identity, self._gather)
         self.core = AgentCore(vo=session.entry.vo, user=session.credentials.name, pool=self.pool)
-        self.ghosts = GhostServer()
+        self.ghosts = GhostServer(resumer=self._resume)
         self._named = True
         self.ssh = SshAgent(session, directory)
         self._stop = asyncio.Event()
@@ -106,6 +109,10 @@ class Agent:
 
     async def _gather(self, where: str, wanted: int, wait_s: float) -> list[dict[str, Any]]:
         """Ask the nodes; returns as soon as `wanted` or all members of the VO have answered, or after `wait_s`."""
+        if not self.fabric.state.connected and REFUSED in self.fabric.state.reason:
+            raise PermissionRefused(
+                f"your session is not valid in VO {self.session.entry.vo} any more", "log in again: xos login USER@VO"
+            )
         end = time.monotonic() + wait_s
         inbox = f"{self.fabric.settings.inbox}.g{secrets.token_hex(8)}"
         heard = await self.fabric.listen(inbox)
@@ -123,6 +130,10 @@ class Agent:
         finally:
             await heard.close()
         return [one["candidate"] for one in found if "candidate" in one]
+
+    async def _resume(self, token: str, hello: Hello) -> Run:
+        commands: Commands = self.core.commands
+        return await commands.resume(token, hello)
 
     def whoami(self) -> dict[str, Any]:
         """Say who this session is."""

@@ -23,9 +23,18 @@ def login(directory: Path, vo: str, user: str, password: str) -> dict[str, Any]:
     Raises:
         RemoteError: the VO refused, or a service is away; as the agent said. TryLater: the agent did not answer.
     """
+    return _start(vo, ["--grid", str(directory), "--vo", vo, "--user", user], password)
+
+
+def resume(directory: Path, vo: str) -> dict[str, Any]:
+    """Start an agent again that died, from the session in the kernel's keyring; answers and errors as `login`."""
+    return _start(vo, ["--grid", str(directory), "--vo", vo, "--user", "-", "--resume"], "")
+
+
+def _start(vo: str, options: list[str], password: str) -> dict[str, Any]:
     source = str(Path(__file__).resolve().parents[3])
     env = {**os.environ, "PYTHONPATH": source}
-    words = [sys.executable, "-m", "xtreemos.aem.agent", "--grid", str(directory), "--vo", vo, "--user", user]
+    words = [sys.executable, "-m", "xtreemos.aem.agent", *options]
     process = subprocess.Popen(words, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
