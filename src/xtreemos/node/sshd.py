@@ -18,7 +18,6 @@ import errno
 import logging
 import os
 import pwd
-import shutil
 import signal
 import socket
 import time
@@ -400,15 +399,3 @@ class SshDoors:
             if connection.vo == vo and name and name == (connection.sid if kind == "sid" else connection.user):
                 log.info("revoked: ssh connection of %s.%s ends", connection.user, vo)
                 hang_up(connection)
-
-
-def missing_tools() -> list[str]:
-    """Return what is missing for ssh on this machine, for the doctor."""
-    found = [] if shutil.which("xauth") else ["xauth (for ssh -X)"]
-    try:
-        sshd_path()
-    except ToolMissing:
-        found.append("openssh-server")
-    if not os.access(SFTP_SERVER, os.X_OK):
-        found.append("openssh-sftp-server (for scp and sftp)")
-    return found

@@ -423,6 +423,7 @@ class Xosd:
 
     def _drop(self, vo: str, kind: str, name: str) -> None:
         """End the connections of a revoked credential."""
+        self.ssh.revoked(vo, kind, name)
         for peer in [peer for server in self._servers for peer in server.peers]:
             if peer.caller.vo == vo and name == (peer.caller.sid if kind == "sid" else peer.caller.name):
                 log.info("revoked: connection of %s ends", peer.caller)
