@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -17,7 +18,7 @@ from typing import Any
 
 from xtreemos.errors import XosError
 from xtreemos.foundation.cgroups import Cgroups, Group
-from xtreemos.foundation.frames import BadFrame, Frame, Kind
+from xtreemos.foundation.frames import CHUNK_BYTES, BadFrame, Frame, Kind
 from xtreemos.foundation.jobd.container import Console, Runtime, complaint, job_folder, read_pid
 from xtreemos.foundation.jobd.loop import READ, Loop
 from xtreemos.foundation.jobd.machine import (
@@ -427,6 +428,10 @@ class Job:
 def _plumbing(request: StartRequest, given: list[int]) -> tuple[list[int], list[int]]:
     """Return (descriptors for the runtime's 0, 1, 2, ...; our own ends). All are ours to close."""
     pairs = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+    if request.stdio is Stdio.PIPES:
+        for read_end, _write_end in pairs:
+            with contextlib.suppress(OSError):  # over the user's share of pipe memory: the usual 64 KiB work too
+                fcntl.fcntl(read_end, fcntl.F_SETPIPE_SZ, CHUNK_BYTES)
     inner = [pairs[0][0], pairs[1][1], pairs[2][1]]
     outer = [pairs[0][1], pairs[1][0], pairs[2][0]]
     if request.stdio is Stdio.PIPES and request.merged:
