@@ -136,8 +136,8 @@ def test_an_interactive_shell_goes_on_when_xosd_is_killed(grid, config):
         shell.close(force=True)
 
 
-def test_the_job_ends_when_the_client_is_killed(grid, config):
-    argv = grid.inside("n1", "bash", "-c", f"exec ssh {config} n2 'echo $XOS_JOB; exec sleep 100'", user="alice")
+def test_a_job_that_ignores_the_hang_up_ends_when_the_client_is_killed(grid, config):
+    argv = grid.inside("n1", "bash", "-c", f"exec ssh {config} n2 'trap \"\" HUP; echo $XOS_JOB; exec sleep 100'", user="alice")
     with subprocess.Popen(argv, env=grid.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as session:
         job = session.stdout.readline().strip()
         assert grid.row(job)
@@ -147,7 +147,7 @@ def test_the_job_ends_when_the_client_is_killed(grid, config):
 
 # -- forwarding ------------------------------------------------------------------------------------------------------------------
 
-SERVE = "import socket; s=socket.create_server((\"127.0.0.1\", 8123)); print(\"up\", flush=True); c,_=s.accept(); c.sendall(c.recv(9)*2)"
+SERVE = 'import socket; s=socket.create_server(("127.0.0.1", 8123)); print("up", flush=True); c,_=s.accept(); c.sendall(c.recv(9)*2)'
 FETCH = "import socket; s=socket.create_connection(('127.0.0.1', 9123)); s.sendall(b'hello'); print(s.makefile().read())"
 NODE = "import socket,time; s=socket.create_server(('127.0.0.1', 8124)); print('up', flush=True); time.sleep(60)"
 
