@@ -56,7 +56,9 @@ class Agent:
         self.process.stdout.close()
 
     def stop(self) -> None:
-        if self.process.poll() is None:
+        ended = self.process.poll()
+        assert ended in {None, -signal.SIGKILL}, f"the agent ended by itself ({ended}): {self.log.read_text()}"
+        if ended is None:
             self.process.terminate()
             try:
                 self.process.wait(WAIT_S)
@@ -121,6 +123,8 @@ def state(pid: int) -> str:
 def watches_signals(pid: int) -> bool:
     """Tell whether a ghost is past the first milliseconds, in which signals have their default action."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    if fields["Name"].strip() in {"bash", "dash", "zsh", "sh"}:
+        return False  # the shell's child before its exec: a signal in this window is lost, grid or no grid
     return bool((int(fields["SigBlk"], 16) | int(fields["SigCgt"], 16)) & 1 << (signal.SIGUSR1 - 1))
 
 

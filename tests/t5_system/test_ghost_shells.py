@@ -7,6 +7,7 @@ import re
 import signal
 
 import pytest
+
 from ghostkit import PROMPT, Agent, Shell, build, python_ghost, state, until, watches_signals
 
 

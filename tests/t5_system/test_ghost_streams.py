@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from ghostkit import Agent, Shell, build, python_ghost, state, until, watches_signals
 
 FATAL = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 24, 25, 26, 27, 29, 30, 31, 34, 50, 64]
@@ -253,7 +254,7 @@ def test_a_ghost_with_a_terminal_waits_for_the_next_agent(ghost, tmp_path):
 
 
 def test_a_hundred_ghosts_at_once_all_end_right(env):
-    script = "for i in $(seq 100); do (xos run -- sh -c \"cat; exit $i\" <<< $i; [ $? = $i ] && echo ok) & done; wait"
+    script = 'for i in $(seq 100); do (xos run -- sh -c "cat; exit $i" <<< $i; [ $? = $i ] && echo ok) & done; wait'
     assert sorted(sh(script, env).stdout.split()) == sorted([b"ok"] * 100 + [str(i).encode() for i in range(1, 101)])
 
 

@@ -43,7 +43,7 @@ from xtreemos.aem.agent.ports import (
     RunEvent,
     Terminal,
 )
-from xtreemos.aem.agent.pumps import OutPump, Port, put_back, same_file, wait_ready
+from xtreemos.aem.agent.pumps import OutPump, Port, put_back, same_file
 from xtreemos.errors import NotFound, XosError
 from xtreemos.foundation.files import unlink_own
 
@@ -227,6 +227,10 @@ class _Ghost:
         self._exit: dict[str, Any] = {}
         self._closing = asyncio.Event()
         self._gone = asyncio.Event()
+        self._greeted = asyncio.Event()
+        self._first: wire.FromGhost | None = None
+        self._first_fds: list[int] = []
+        self._parts = bytearray()
 
     # -- life ------------------------------------------------------------------------------------------------------------
 
@@ -234,9 +238,9 @@ class _Ghost:
         """From hello to the end of the connection. Cancelled: the program is let go, not ended."""
         try:
             self._open_process()
+            asyncio.get_running_loop().add_reader(self._socket.fileno(), self._on_readable)
             launch = await self._greet()
             if launch is not None:
-                asyncio.get_running_loop().add_reader(self._socket.fileno(), self._on_readable)
                 self._launching = self._child(self._launch(launch))
                 await self._closing.wait()
                 await self._leave_run()
@@ -267,7 +271,7 @@ class _Ghost:
         else:
             self._tell(wire.accepted())
             return partial(self._ask_launcher)
-        await wait_ready(self._socket.fileno(), writing=False)  # the ghost reads, then closes
+        await self._gone.wait()  # the ghost reads, then closes
         return None
 
     async def _ask_launcher(self) -> Run | Done:
@@ -281,28 +285,35 @@ class _Ghost:
 
     async def _receive_first(self) -> tuple[Hello | str | None, list[int]]:
         """Return the hello, or the token of a ghost that resumes, and the descriptors with it; None at the end of the connection."""
-        parts = bytearray()
-        fds: list[int] = []
-        while True:
-            await wait_ready(self._socket.fileno(), writing=False)
-            message, more = self._receive()
-            fds += more
-            if not message:
-                for fd in fds:
-                    os.close(fd)
-                return None, []
-            value = wire.decode(message)
-            if isinstance(value, wire.Resume):
-                self._hello = Hello(
-                    argv=(b"xos",), isatty=value.isatty, tty=Terminal(0, 0, value.raw_allowed) if any(value.isatty) else None
-                )
-                return value.token, fds
-            if not isinstance(value, wire.HelloPart) or len(parts) + len(value.data) > wire.HELLO_BYTES_MAX:
+        await self._greeted.wait()
+        if self._first is None:
+            for fd in self._first_fds:
+                os.close(fd)
+            return None, []
+        if isinstance(self._first, wire.Resume):
+            tty = Terminal(0, 0, self._first.raw_allowed) if any(self._first.isatty) else None
+            self._hello = Hello(argv=(b"xos",), isatty=self._first.isatty, tty=tty)
+            return self._first.token, self._first_fds
+        try:
+            if not isinstance(self._first, wire.HelloPart) or len(self._parts) > wire.HELLO_BYTES_MAX:
                 raise wire.BadMessage(f"ghost {self._pid} did not begin with a hello, or with one too long")
-            parts += value.data
-            if value.last:
-                self._hello = wire.decode_hello(bytes(parts))
-                return self._hello, fds
+            self._hello = wire.decode_hello(bytes(self._parts))
+        except wire.BadMessage:
+            for fd in self._first_fds:
+                os.close(fd)
+            raise
+        self._parts.clear()
+        return self._hello, self._first_fds
+
+    def _on_first(self, value: wire.FromGhost, fds: list[int]) -> None:
+        """Collect the parts of a hello; `_first` is what completes the greeting, right or wrong."""
+        self._first_fds += fds
+        if isinstance(value, wire.HelloPart):
+            self._parts += value.data
+            if not value.last and len(self._parts) <= wire.HELLO_BYTES_MAX:
+                return
+        self._first = value
+        self._greeted.set()
 
     def _receive(self) -> tuple[bytes, list[int]]:
         try:
@@ -574,18 +585,26 @@ class _Ghost:
                 message, fds = self._receive()
             except BlockingIOError:
                 return
-            for fd in fds:  # none is due any more
-                os.close(fd)
             if not message:
                 asyncio.get_running_loop().remove_reader(self._socket.fileno())
                 self._on(gm.GhostGone())
+                self._greeted.set()
                 self._closing.set()
                 self._gone.set()
                 return
+            value: wire.FromGhost | None
             try:
                 value = wire.decode(message)
             except wire.BadMessage as error:
                 log.warning("%s", error)
+                value = None
+            if value is not None and not self._greeted.is_set():
+                self._on_first(value, fds)
+                continue
+            for fd in fds:  # none is due any more
+                os.close(fd)
+            if value is None:
+                self._greeted.set()  # who begins with nonsense gets no second try
                 continue
             if isinstance(value, wire.TerminalSettings):
                 self._settings = value
