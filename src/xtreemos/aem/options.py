@@ -95,13 +95,15 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--retry", type=int, nargs="?", const=3, default=0, metavar="N", help="start again elsewhere if the node dies (3 times)"
     )
-    parser.add_argument("program", metavar="PROGRAM", help="the program")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENTS", help="its arguments")
 
 
 def _parser(name: str) -> Parser:
     if name == "run":
-        parser = Parser(prog="xos run", description="Run a program on a node of the VO as if it were local.")
+        parser = Parser(
+            prog="xos run",
+            usage="xos run [OPTIONS] [--] PROGRAM [ARGUMENTS]",
+            description="Run a program on a node of the VO as if it were local.",
+        )
         parser.add_argument("-n", "--no-stdin", action="store_true", help="give the program no standard input (like ssh -n)")
         parser.add_argument(
             "-t",
@@ -113,15 +115,41 @@ def _parser(name: str) -> Parser:
         )
         parser.add_argument("-T", "--no-tty", dest="tty", action="store_false", help="no terminal on the far side")
         parser.add_argument(
-            "--times", action="store_true", help="at the end print real, user and sys seconds of the program itself, as `time -p` does"
+            "--times",
+            action="store_true",
+            help="at the end print real, user and sys seconds of the program itself, as `time -p` does",
         )
     else:
-        parser = Parser(prog="xos sub", description="Submit a program that runs detached; prints its job id.")
+        parser = Parser(
+            prog="xos sub",
+            usage="xos sub [OPTIONS] [--] PROGRAM [ARGUMENTS]",
+            description="Submit a program that runs detached; prints its job id.",
+        )
         parser.add_argument(
             "--count", type=int, default=1, metavar="N", help="submit N jobs; each finds its number in XOS_INDEX, from 0"
         )
     _add_common(parser)
     return parser
+
+
+def _split(parser: argparse.ArgumentParser, words: list[str]) -> tuple[list[str], list[str]]:
+    """Split our options from the program and its arguments, of which not one word may be touched (argparse would drop a `--`)."""
+    takes = {option: action for action in parser._actions for option in action.option_strings}  # noqa: SLF001  # no public way to ask
+    at = 0
+    while at < len(words):
+        word = words[at]
+        if word == "--":
+            return words[:at], words[at + 1 :]
+        if not word.startswith("-") or word == "-":
+            break
+        action = takes.get(word)
+        if action is None or action.nargs == 0:  # unknown, or --option=value, or a flag: one word
+            at += 1
+        elif action.nargs == "?":
+            at += 2 if at + 1 < len(words) and words[at + 1].isdigit() else 1
+        else:
+            at += 2
+    return words[:at], words[at:]
 
 
 def parse(name: str, words: list[str]) -> RunOptions:
@@ -130,16 +158,16 @@ def parse(name: str, words: list[str]) -> RunOptions:
     Raises:
         UsageError: they are off; the text says how. HelpWanted: --help was given.
     """
-    if name in {"run", "sub"}:
-        found: Any = _parser(name).parse_args(words)
-    else:
-        raise UsageError(f"{name!r} is neither run nor sub")
+    parser = _parser(name)
+    ours, argv = _split(parser, words)
+    found: Any = parser.parse_args(ours)
+    if not argv:
+        raise UsageError(f"xos {name}: no program given", f"write: xos {name} [OPTIONS] -- PROGRAM ARGUMENTS")
     count = int(getattr(found, "count", 1))
     if not 1 <= count <= 10_000:
         raise UsageError(f"--count {count} is not between 1 and 10000")
-    arguments = found.arguments[1:] if found.arguments[:1] == ["--"] and found.program == "--" else found.arguments
     return RunOptions(
-        argv=[found.program, *arguments],
+        argv=argv,
         vo=found.vo,
         cpus=found.cpus,
         memory_bytes=found.memory,

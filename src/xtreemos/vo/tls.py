@@ -18,7 +18,7 @@ from xtreemos.errors import PermissionRefused
 from xtreemos.fabric.caller import Caller
 from xtreemos.vo.admission import Admission
 from xtreemos.vo.document import Trust
-from xtreemos.vo.x509 import cda_dns, verify_node_x509, verify_x509, vo_dns
+from xtreemos.vo.x509 import cda_dns, verify_node_x509, vo_dns
 
 
 class NotServed(PermissionRefused):
