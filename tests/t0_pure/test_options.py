@@ -4,8 +4,9 @@ import resource
 
 import pytest
 
-from xtreemos.aem.agent.core import carried_limits, split_command
+from xtreemos.aem.agent.core import carried_limits, choose, split_command
 from xtreemos.aem.agent.nodes import Candidate, order
+from xtreemos.aem.agent.ports import GoTo, NotMine
 from xtreemos.aem.agent.tables import exit_code_of, ps_table, signal_words
 from xtreemos.aem.jobspec import BadSpec, JobSpec, Winsize, carried_env, from_wire, to_wire
 from xtreemos.aem.options import HelpWanted, duration_s, parse, size_bytes
@@ -68,13 +69,31 @@ def test_sizes_are_binary():
     ("argv", "expected"),
     [
         (["xos", "run", "ls"], ("run", ["ls"])),
-        (["/a/b/xos", "--grid", "/g", "--vo", "v", "run", "ls"], ("run", ["--vo", "v", "ls"])),
+        (["/a/b/xos", "--grid", "/g", "--vo", "v", "run", "ls"], ("run", ["ls"])),
         (["xps", "-a"], ("ps", ["-a"])),
         (["gcc", "-O2", "x.c"], ("run", ["--", "gcc", "-O2", "x.c"])),
     ],
 )
 def test_a_command_line_is_split_by_its_name(argv, expected):
     assert split_command(argv) == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["xos", "run", "ls"], None),
+        (["xos", "--vo", "demo", "run", "ls"], None),
+        (["xos", "--vo", "other", "run", "ls"], GoTo("other")),
+        (["xos", "run", "--vo", "other", "--", "ls"], GoTo("other")),
+        (["xos", "run", "ls", "--vo", "other"], None),  # the program's own words
+        (["xos", "ps", "--vo", "other"], GoTo("other")),
+        (["xps", "--vo", "other"], GoTo("other")),
+        (["gcc", "--vo", "other"], None),
+        (["xos", "--grid", "/g", "ps"], NotMine()),
+    ],
+)
+def test_the_named_vos_agent_answers(argv, expected):
+    assert choose(argv, "demo") == expected
 
 
 def test_a_command_line_without_a_command_is_refused():
@@ -138,7 +157,7 @@ def test_candidates_are_tried_least_loaded_first_and_avoided_ones_last():
 
     nodes = [node("a", 3), node("b", 1), node("c", 4, cpus=16), node("d", 0, free=0)]
     assert [one.node for one in order(nodes, frozenset({"b"}), {})] == ["c", "a", "d", "b"]
-    assert [one.node for one in order(nodes, frozenset(), {"b": 4})][0] == "c"
+    assert order(nodes, frozenset(), {"b": 4})[0].node == "c"
 
 
 @pytest.mark.parametrize(

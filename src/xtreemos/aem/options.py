@@ -152,6 +152,11 @@ def _split(parser: argparse.ArgumentParser, words: list[str]) -> tuple[list[str]
     return words[:at], words[at:]
 
 
+def own_words(name: str, words: list[str]) -> list[str]:
+    """Return the options of `xos run` (or `sub`) without the program and its arguments."""
+    return _split(_parser(name), words)[0]
+
+
 def parse(name: str, words: list[str]) -> RunOptions:
     """Understand the words behind `xos run` (or `sub`).
 

@@ -19,7 +19,7 @@ import msgspec
 import uvloop
 
 from xtreemos.aem.agent.commands import Commands
-from xtreemos.aem.agent.core import AgentCore
+from xtreemos.aem.agent.core import AgentCore, choose
 from xtreemos.aem.agent.detached import Detached
 from xtreemos.aem.agent.ghosts import GhostServer
 from xtreemos.aem.agent.nodes import NodePool
@@ -49,7 +49,7 @@ class Agent:
         self.fabric: Fabric
         self.pool = NodePool(session.issued.trust, lambda: session.identity, self._gather)
         self.core = AgentCore(vo=session.entry.vo, user=session.credentials.name, pool=self.pool)
-        self.ghosts = GhostServer(resumer=self._resume)
+        self.ghosts = GhostServer(chooser=lambda hello: choose(hello.words, session.entry.vo), resumer=self._resume)
         self._named = True
         self.ssh = SshAgent(session, directory)
         self._stop = asyncio.Event()
@@ -102,6 +102,18 @@ class Agent:
             self._named = False  # a later log-in's agent may have the names by now
             for kind in ("agent", "ghost"):
                 (self.directory / f"{kind}-{self.session.entry.vo}.sock").unlink(missing_ok=True)
+
+    def _leave_default(self) -> None:
+        """After a log-out: the default VO is another one with an agent, or there is none. (A dead agent leaves the links: they lead to its successor.)"""
+        for kind in ("agent", "ghost"):
+            link = self.directory / f"{kind}.sock"
+            if not link.is_symlink() or link.readlink().name != f"{kind}-{self.session.entry.vo}.sock":
+                continue
+            others = sorted(self.directory.glob(f"{kind}-*.sock"))
+            if others:
+                _point(link, others[0].name)
+            else:
+                link.unlink(missing_ok=True)
 
     async def _renewed(self) -> None:
         self.fabric.renew()
@@ -171,6 +183,7 @@ class Agent:
             revoked = False
         self.session.forget()
         self._leave_sockets()  # at once: a command typed behind the log-out must not find a session that ends
+        self._leave_default()
         asyncio.get_running_loop().call_later(0.1, self._stop.set)
         return {"vo": self.session.entry.vo, "revoked": revoked}
 

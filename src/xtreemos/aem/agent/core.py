@@ -16,7 +16,7 @@ from typing import Any
 
 from xtreemos.aem import options
 from xtreemos.aem.agent.nodes import Candidate, NodePool, NoNode
-from xtreemos.aem.agent.ports import Done, Hello, Run
+from xtreemos.aem.agent.ports import Done, GoTo, Hello, NotMine, Run
 from xtreemos.aem.agent.remote import NodeDied, Placement, RemoteRun, start_params
 from xtreemos.aem.jobspec import JobSpec, Winsize, carried_env
 from xtreemos.errors import RemoteError, UsageError, XosError
@@ -96,6 +96,7 @@ class AgentCore:
             node=chosen.node,
             tty=size if terminal and not detached else None,
             merged=hello.merged and not terminal and not detached,
+            stderr_apart=terminal and not detached and not hello.isatty[2],
             detached=detached,
             retry=chosen.retry,
             ignored_signals=list(hello.ignored),
@@ -173,25 +174,41 @@ class AgentCore:
 def split_command(argv: list[str]) -> tuple[str, list[str]]:
     """Return the subcommand and its words out of a whole command line (`xos [--grid D] [--vo V] run ...`, or an alias).
 
-    `--vo V` before the subcommand is handed on behind it.
+    What stands before the subcommand was for `choose`.
     """
     program = os.path.basename(argv[0]) if argv else "xos"
     if program in ALIASES:
         return ALIASES[program], argv[1:]
     if program != "xos":
         return "run", ["--", program, *argv[1:]]
-    at = 1
-    extra: list[str] = []
-    while at < len(argv) and argv[at].startswith("-"):
-        if argv[at] in ("--grid", "--vo"):
-            if argv[at] == "--vo":
-                extra = argv[at : at + 2]
-            at += 2
-        else:
-            at += 1
+    at = len(_before_subcommand(argv)) + 1
     if at >= len(argv) or argv[at] not in COMMANDS:
         raise UsageError("no command the agent knows", "see `xos --help`")
-    return argv[at], [*extra, *argv[at + 1 :]]
+    return argv[at], argv[at + 1 :]
+
+
+def _before_subcommand(argv: list[str]) -> list[str]:
+    at = 1
+    while at < len(argv) and argv[at].startswith("-"):
+        at += 2 if argv[at] in ("--grid", "--vo") else 1
+    return argv[1:at]
+
+
+def choose(argv: list[str], vo: str) -> GoTo | NotMine | None:
+    """Tell who answers a command line: None is the agent of `vo`, GoTo another VO's, NotMine the Python command line.
+
+    `--vo` counts before the subcommand, or before the program of `run` and `sub`.
+    """
+    before = _before_subcommand(argv)
+    if "--grid" in before or "-h" in before or "--help" in before:
+        return NotMine()
+    rest = argv[len(before) + 1 :]
+    if rest[:1] in (["run"], ["sub"]):
+        before += options.own_words(rest[0], rest[1:])
+    elif os.path.basename(argv[0]) in (*ALIASES, "xos"):
+        before += rest
+    named = [before[at + 1] for at, word in enumerate(before[:-1]) if word == "--vo"]
+    return GoTo(named[-1]) if named and named[-1] != vo else None
 
 
 def carried_limits(rlimits: tuple[tuple[int, int], ...]) -> dict[str, tuple[int, int]]:
