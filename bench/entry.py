@@ -28,6 +28,14 @@ class Sizes:
     idle_s: float
 
 
+LISTED = 1000
+
+
+def listed(command: str, jobs: int) -> str:
+    """Label of a listing row; only the full count bears the plain name, by which the goal finds it."""
+    return command if jobs == LISTED else f"{command} ({jobs} jobs)"
+
+
 FULL = Sizes(40, 30, 15, 1000, 200, 3, 1 << 30, 3, 10, 40, 10.0)
 QUICK = Sizes(8, 3, 3, 100, 10, 1, 64 << 20, 2, 4, 25, 3.0)
 

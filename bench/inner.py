@@ -112,11 +112,18 @@ def tail(data: bytes | bytearray) -> str:
 # ---------------------------------------------------------------- operations
 
 
-def op_run(argv: list[str], pty: bool = False, timeout_s: float = 60, before: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-    """One start-to-exit time; `before` are commands `{argv, input}` to do first, not timed."""
+def op_run(
+    argv: list[str], pty: bool = False, timeout_s: float = 60, before: list[dict[str, Any]] | None = None, lines_min: int = 0
+) -> dict[str, Any]:
+    """One start-to-exit time; `before` are commands `{argv, input}` to do first, not timed. `lines_min`: its output has as many."""
     for command in before or []:
         timed_plain(command["argv"], timeout_s, command.get("input", ""))
-    return {"s": timed_pty(argv, timeout_s) if pty else timed_plain(argv, timeout_s)[0]}
+    if pty:
+        return {"s": timed_pty(argv, timeout_s)}
+    took, text = timed_plain(argv, timeout_s)
+    if text.count("\n") < lines_min:
+        raise Failed(f"{argv[0]}: {text.count(chr(10))} lines came, {lines_min} were wanted")
+    return {"s": took}
 
 
 def op_text(argv: list[str], timeout_s: float = 60) -> dict[str, Any]:
@@ -140,7 +147,9 @@ def op_echo_open(key: str, argv: list[str], timeout_s: float = 60) -> dict[str, 
 
 def op_echo(key: str, count: int, pause_s: float = 0.004, timeout_s: float = 10) -> dict[str, Any]:
     """Times of `count` single bytes from write to echo. The pause is a (fast) typist, not a wait for something."""
-    child = SESSIONS[key]
+    child = SESSIONS.get(key)
+    if child is None:
+        raise Failed("there is no such echo session")
     samples = []
     for number in range(count):
         byte = b"%c" % (97 + number % 26)
@@ -157,7 +166,10 @@ def op_echo(key: str, count: int, pause_s: float = 0.004, timeout_s: float = 10)
 
 def op_echo_close(key: str) -> dict[str, Any]:
     """End an echo session by closing its terminal, as a user closing a window would."""
-    SESSIONS.pop(key).finish()
+    child = SESSIONS.pop(key, None)
+    if child is None:
+        raise Failed("there is no such echo session")
+    child.finish()
     return {}
 
 
@@ -167,20 +179,20 @@ def op_pipe(argv: list[str], send_bytes: int, want_bytes: int, timeout_s: float 
     deadline = start + timeout_s
     child = subprocess.Popen(argv, stdin=subprocess.PIPE if send_bytes else subprocess.DEVNULL, stdout=subprocess.PIPE)
     assert child.stdout is not None
-    got, left = 0, send_bytes
+    got, left, open_end = 0, send_bytes, True
     sink, source = child.stdout.fileno(), child.stdin.fileno() if child.stdin else -1
     if child.stdin:
         os.set_blocking(source, False)
     try:
-        while True:
-            readable, writable, _ = select.select([sink], [source] if left else [], [], max(0.0, deadline - time.perf_counter()))
+        while open_end or left:  # a program may close its output long before it has read its input
+            wait_s = max(0.0, deadline - time.perf_counter())
+            readable, writable, _ = select.select([sink] if open_end else [], [source] if left else [], [], wait_s)
             if not readable and not writable:
                 raise Failed(f"{argv[0]}: timed out with {left} bytes to send and {got} received")
             if readable:
                 size = len(os.read(sink, 1 << 20))
                 got += size
-                if not size:
-                    break
+                open_end = size > 0
             if writable:
                 left -= os.write(source, BLOCK[: min(left, len(BLOCK))])
                 if not left and child.stdin:

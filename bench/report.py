@@ -34,12 +34,7 @@ GROUPS = (
         "Client start to client exit, on a pseudo-terminal of 24 x 80; everything warm.",
     ),
     Group("plain", "`true` without a terminal, start to exit", "time", "The same with /dev/null as input and pipes as output."),
-    Group(
-        "cold",
-        "First `true` on a terminal",
-        "time",
-        "Ours: the first program after a fresh log-in. ssh: a new connection each time.",
-    ),
+    Group("ps", "List of jobs", "time", "Start to exit of the listing command, 1,000 jobs unless said: ours ended, Slurm's held."),
     Group("batch-one", "Trivial jobs, submitted one by one", "jobs", "First submission started until the last job has ended."),
     Group("batch-array", "Trivial jobs, submitted as one array", "jobs", "As above, in one submission."),
     Group(
@@ -48,8 +43,13 @@ GROUPS = (
     Group("pipe-in", "Throughput, here to there", "bytes", "Zeros into the remote program's standard input."),
     Group("pipe-out", "Throughput, there to here", "bytes", "Zeros from the remote program's standard output."),
     Group("pipe-through", "Throughput, through a remote `cat`", "bytes", "Both ways at once; the figure counts one way."),
-    Group("ps", "List of 1,000 jobs", "time", "Start to exit of the listing command."),
     Group("kill", "Kill to gone", "time", "Start of the kill command until the foreground client of the job has ended."),
+    Group(
+        "cold",
+        "First `true` on a terminal",
+        "time",
+        "Ours: the first program after a fresh log-in. ssh: a new connection each time.",
+    ),
 )
 
 

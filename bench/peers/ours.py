@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from driver import Driver, MeasureFailed
-from entry import Entry, Sizes
+from driver import Driver
+from entry import Entry, Sizes, listed
 from peers.ssh import pipe_entries
 
 LAB = "bench"
+CORE = 1  # nodes that carry the fabric; the others join a server that is already there
 TARGET = "n2"
 XOS = str(Path(sys.executable).with_name("xos"))
 UP_S = 180.0
@@ -31,7 +32,7 @@ class Ours:
         del work
         self.sizes = sizes
         self.up = True
-        lab("up", "--nodes", "3", timeout_s=UP_S)
+        lab("up", "--nodes", "3", "--core", str(CORE), timeout_s=UP_S)
         self.alice = self._driver("n1", "alice")
         self.roots = [self._driver(node, None) for node in ("n1", "n2")]
         self.alice.ask("text", argv=["xos", "run", "--node", TARGET, "--", "true"])
@@ -45,13 +46,13 @@ class Ours:
         size, driver = self.sizes, self.alice
         run = ["xos", "run", "--node", TARGET, "--"]
         true = [*run, "true"]
+        sub = ["xos", "sub", "--node", TARGET]
+        array = [*sub, "--count", str(size.jobs), "--", "true"]
         echo = [*run, "sh", "-c", "stty raw -echo; printf READY; exec cat"]
         rows = [
             Entry("pty", "xos run", driver, {"op": "run", "argv": true, "pty": True}, size.rounds),
             Entry("plain", "xos run", driver, {"op": "run", "argv": true}, size.rounds),
-            Entry(
-                "batch-one", "xos sub", driver, batch(["xos", "sub", "--", "true"], size.jobs), size.batch_rounds, amount=size.jobs
-            ),
+            Entry("batch-one", "xos sub", driver, batch([*sub, "--", "true"], size.jobs), size.batch_rounds, amount=size.jobs),
             Entry(
                 "echo",
                 "xos run",
@@ -62,19 +63,18 @@ class Ours:
                 after={"op": "echo_close", "key": "xos"},
             ),
             Entry("kill", "xos kill", driver, self._kill(run), size.slow_rounds),
-            Entry("ps", "xos ps", driver, {"op": "run", "argv": ["xos", "ps", "--all"]}, size.slow_rounds),
+            Entry(
+                "ps",
+                listed("xos ps", size.jobs),
+                driver,
+                {"op": "run", "argv": ["xos", "ps", "--all"], "lines_min": size.jobs},
+                size.slow_rounds,
+                before=batch(array, 1),
+            ),
             Entry("cold", "xos run, after log-in", driver, self._cold(true), size.cold_rounds),
         ]
-        if "--count" in self._help("sub"):
-            array = ["xos", "sub", "--count", str(size.jobs), "--", "true"]
-            rows.insert(3, Entry("batch-array", "xos sub, array", driver, batch(array, 1), size.batch_rounds, amount=size.jobs))
+        rows.append(Entry("batch-array", "xos sub, array", driver, batch(array, 1), size.batch_rounds, amount=size.jobs))
         return rows + pipe_entries("xos run", driver, lambda *command: [*run, *command], size)
-
-    def _help(self, command: str) -> str:
-        try:
-            return str(self.alice.ask("text", argv=["xos", command, "--help"])["text"])
-        except MeasureFailed:
-            return ""
 
     def _kill(self, run: list[str]) -> dict[str, Any]:
         start = [*run, "sh", "-c", "echo READY ${XOS_JOB:-}; exec sleep 1000"]

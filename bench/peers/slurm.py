@@ -8,7 +8,7 @@ from pathlib import Path
 
 from box import Box
 from driver import Driver
-from entry import Entry, Sizes
+from entry import Entry, Sizes, listed
 
 COMMON = """\
 ClusterName=peer
@@ -54,7 +54,6 @@ PartitionName=debug Nodes=localhost Default=YES MaxTime=INFINITE State=UP
 """
 CGROUP_V1 = "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\nCgroupAutomount=no\n"
 CGROUP_V2 = "CgroupPlugin=autodetect\nIgnoreSystemd=yes\n"
-HELD = 1000
 
 
 class Slurm:
@@ -128,7 +127,7 @@ class Slurm:
         size = self.sizes
         echo = ["srun", "-n1", "--pty", "sh", "-c", "stty raw -echo; printf READY; exec cat"]
         ready = ["srun", "-n1", "sh", "-c", "echo READY $SLURM_JOB_ID; exec sleep 1000"]
-        hold = {"op": "batch", "submit": ["sbatch", "-Q", "-H", "-o", "/dev/null", f"--array=1-{HELD}", str(self.work / "job.sh")], "repeat": 1,
+        hold = {"op": "batch", "submit": ["sbatch", "-Q", "-H", "-o", "/dev/null", f"--array=1-{size.jobs}", str(self.work / "job.sh")], "repeat": 1,
                 "done": ["true"], "done_when": "empty"}  # fmt: skip
         return [
             Entry(
@@ -149,9 +148,9 @@ class Slurm:
             ),
             Entry(
                 "ps",
-                "squeue",
+                listed("squeue", size.jobs),
                 driver,
-                {"op": "run", "argv": ["squeue", "-h", "-r"]},
+                {"op": "run", "argv": ["squeue", "-h", "-r"], "lines_min": size.jobs},
                 size.slow_rounds,
                 before=hold,
                 after={"op": "text", "argv": ["scancel", "--full", "-u", "root"]},

@@ -156,7 +156,7 @@ class Ssh:
 def pipe_entries(label: str, driver: Driver, command: Callable[..., list[str]], size: Sizes) -> list[Entry]:
     """The three throughput rows; `command(*argv)` gives the local command that runs argv on the far side."""
     many = size.pipe_bytes
-    wait = {"timeout_s": 300.0}
+    wait = {"timeout_s": 60.0 + size.pipe_bytes / 10e6}
     asks = {
         "pipe-in": {"argv": command("sh", "-c", "exec cat >/dev/null"), "send_bytes": many, "want_bytes": 0},
         "pipe-out": {"argv": command("head", "-c", str(many), "/dev/zero"), "send_bytes": 0, "want_bytes": many},
