@@ -199,13 +199,16 @@ def choose(argv: list[str], vo: str) -> GoTo | NotMine | None:
 
     `--vo` counts before the subcommand, or before the program of `run` and `sub`.
     """
-    before = _before_subcommand(argv)
+    program = os.path.basename(argv[0])
+    if program not in (*ALIASES, "xos"):
+        return None
+    before = _before_subcommand(argv) if program == "xos" else []
     if "--grid" in before or "-h" in before or "--help" in before:
         return NotMine()
     rest = argv[len(before) + 1 :]
     if rest[:1] in (["run"], ["sub"]):
         before += options.own_words(rest[0], rest[1:])
-    elif os.path.basename(argv[0]) in (*ALIASES, "xos"):
+    else:
         before += rest
     named = [before[at + 1] for at, word in enumerate(before[:-1]) if word == "--vo"]
     return GoTo(named[-1]) if named and named[-1] != vo else None
