@@ -104,7 +104,7 @@ class Agent:
                 (self.directory / f"{kind}-{self.session.entry.vo}.sock").unlink(missing_ok=True)
 
     def _leave_default(self) -> None:
-        """After a log-out: the default VO is another one with an agent, or there is none. (A dead agent leaves the links: they lead to its successor.)"""
+        """After a log-out: the default VO is another one with an agent, or there is none; a dead agent leaves the links to its successor."""
         for kind in ("agent", "ghost"):
             link = self.directory / f"{kind}.sock"
             if not link.is_symlink() or link.readlink().name != f"{kind}-{self.session.entry.vo}.sock":
