@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import pwd
@@ -284,8 +283,7 @@ class SshDoors:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE):
-                    log.warning("ssh: %s", error)
+                log.warning("ssh: %s", error)
                 return
             strangers = self._starting + sum(1 for one in self.connections.values() if not one.user)
             if strangers >= STRANGERS_MAX or len(self.connections) >= CONNECTIONS_MAX:
