@@ -195,3 +195,22 @@ def test_under_any_faults_at_most_one_holds_and_tokens_rise_with_time(seed):
         assert history
 
     run_virtual(claim())
+
+
+def test_a_holder_started_again_takes_over_its_own_lease_at_once_and_the_earlier_life_is_fenced():
+    async def claim():
+        bucket, loop = MemoryBucket(), asyncio.get_running_loop()
+        first = lease(bucket, "n1")
+        token = await first.acquire()
+        again = Lease(bucket, "lease.manager", "n1", TTL_S, clock=loop.time, sole=True)
+        since_s = loop.time()
+        assert await again.acquire_wait() > token
+        assert loop.time() == since_s
+        await first.lost.wait()  # its next renewal fails: it was not dead after all
+        assert again.held
+        other = Lease(bucket, "lease.manager", "n2", TTL_S, clock=loop.time, sole=True)
+        with pytest.raises(LeaseTaken, match="n1"):
+            await other.acquire()
+        await again.release()
+
+    run_virtual(claim())

@@ -26,6 +26,11 @@ MARGIN_PART = 0.15
 RETRY_S = 0.1
 
 
+def boot_clock_s() -> float:
+    """Seconds since boot, those of sleep included: a machine that slept must not believe in a lease that ended meanwhile."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 @dataclass(slots=True)
 class LeaseClock:
     """Pure. All times are monotonic seconds of the holder; `ttl_s` is whole seconds, as the servers count."""
@@ -57,7 +62,12 @@ class Lease:
     Between two awaits check `held` (or use the token): the event can only be set when the loop runs.
     """
 
-    def __init__(self, bucket: Store, key: str, holder: str, ttl_s: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, bucket: Store, key: str, holder: str, ttl_s: int, *, clock: Callable[[], float] = boot_clock_s, sole: bool = False
+    ) -> None:
+        """`clock` must go on while the machine sleeps. `sole`: only one process at a time ever uses this holder's name, so a
+        lease under it is that of an earlier life which is certainly dead: it is taken over at once, with a new token.
+        """
         if ttl_s < 2:
             raise ValueError("a lease lives 2 s or more")
         self.key = key
@@ -67,6 +77,7 @@ class Lease:
         self.token = 0
         self._bucket = bucket
         self._clock = clock
+        self._sole = sole
         self._times: LeaseClock | None = None
         self._revision = 0
         self._task: asyncio.Task[None] | None = None
@@ -88,7 +99,7 @@ class Lease:
         try:
             self._revision = await self._bucket.create(self.key, self._value(), ttl_s=self.ttl_s)
         except (KeyExists, RevisionMismatch):
-            raise LeaseTaken(f"{self.key!r} is held by {await self._who()}", "it is taken over when it dies") from None
+            self._revision = await self._inherit()
         self.token = self._revision
         self._times = LeaseClock(self.ttl_s, sent_s)
         if not self.held:
@@ -96,6 +107,14 @@ class Lease:
         self._task = asyncio.create_task(self._keep(self._times), name=f"lease {self.key}")
         self._task.add_done_callback(lambda _: self.lost.set())  # however it ends, even before its first step
         return self.token
+
+    async def _inherit(self) -> int:
+        """Take over what an earlier life of this very holder has left; LeaseTaken if the lease is another's."""
+        entry = await self._bucket.get(self.key) if self._sole else None
+        if entry is not None and _holder(entry.value) == self.holder:
+            with contextlib.suppress(RevisionMismatch):
+                return await self._bucket.update(self.key, self._value(), entry.revision, ttl_s=self.ttl_s)
+        raise LeaseTaken(f"{self.key!r} is held by {await self._who()}", "it is taken over when it dies") from None
 
     async def acquire_wait(self) -> int:
         """Wait until the lease is free, take it and return the token. Over failures of the fabric, for ever."""
@@ -121,9 +140,9 @@ class Lease:
     async def _who(self) -> str:
         try:
             entry = await self._bucket.get(self.key)
-            return str(json.loads(entry.value)["holder"]) if entry is not None else "somebody else"
-        except (Unreachable, ValueError, KeyError):
-            return "somebody else"
+        except Unreachable:
+            entry = None
+        return (_holder(entry.value) if entry is not None else None) or "somebody else"
 
     async def _keep(self, times: LeaseClock) -> None:
         """Renew at a third of the life; transient trouble is retried until the end, a conflict ends it at once."""
@@ -180,3 +199,11 @@ class Lease:
             await task
         with contextlib.suppress(RevisionMismatch, Unreachable):  # somebody else's by now, or it ends by itself
             await self._bucket.delete(self.key, self._revision)
+
+
+def _holder(value: bytes) -> str | None:
+    """Who wrote this; None if it cannot be read."""
+    try:
+        return str(json.loads(value)["holder"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,7 +1,7 @@
 """When a node's services are started, restarted and stopped: the decisions of the supervisor, without I/O, clock or processes.
 
 A service is kept up until it is removed from the list or the supervisor is told to stop. It is started again at once the first time
-it ends, then after 0.1 s, doubling up to 5 s, until it has been up for 10 s. Stopping goes in reverse order of the list, one
+it ends, then after 0.1 s, doubling up to 5 s, until it has been up for 3 s. Stopping goes in reverse order of the list, one
 service at a time: SIGTERM, and SIGKILL to what is still there 10 s later.
 
 Plain classes and no imports: dataclasses alone would add a tenth to what the supervisor weighs in memory.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 FIRST_DELAY_S = 0.1
 DELAY_S_MAX = 5.0
-CALM_AFTER_S = 10.0
+CALM_AFTER_S = 3.0
 STOP_WAIT_S = 10.0
 
 

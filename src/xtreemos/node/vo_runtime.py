@@ -25,7 +25,7 @@ from xtreemos.fabric import jwt, subjects
 from xtreemos.fabric.caller import Caller
 from xtreemos.fabric.connection import Fabric, Settings
 from xtreemos.fabric.kv import Bucket, Deleted, Entry, ensure_bucket, open_bucket
-from xtreemos.fabric.lease import Lease
+from xtreemos.fabric.lease import Lease, boot_clock_s
 from xtreemos.fabric.link import Credentials as FabricCredentials
 from xtreemos.fabric.nkeys import KeyKind, KeyPair
 from xtreemos.fabric.stream import Synced, copies_possible, stream_info
@@ -173,11 +173,11 @@ class VoRuntime:
         )
         self.manager = ManagerDriver(
             FabricPort(self.fabric),
-            lambda: Lease(vo, "lease.jobs", self.node, LEASE_S),
+            lambda: Lease(vo, "lease.jobs", self.node, LEASE_S, sole=True),  # one xosd per node: its supervisor sees to that
             verify=self.verify_submission,
             matches=lambda where, facts: query.parse(where).matches(facts),
             is_admin=self.is_admin,
-            clock_s=time.monotonic,
+            clock_s=boot_clock_s,
         )
 
     def verify_chain(self, chain: Any, at: float) -> Caller:
