@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import ParseResult
 
 from nats import errors as nats_errors
-from nats.aio.client import Client
+from nats.aio.client import PING_PROTO, Client
 from nats.aio.transport import TcpTransport
 from nats.protocol import command as protocol
 
@@ -264,6 +264,12 @@ class Link(Client):
                     {str(k.value if hasattr(k, "value") else k): v for k, v in fields.items()},
                 )
             )
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        # nats-py writes PING past what is queued, so its PONG would not prove that a SUB before it was taken.
+        self._pongs.append(future or asyncio.get_running_loop().create_future())
+        await self._send_command(PING_PROTO)
+        await self._flush_pending()
 
     async def _process_pong(self) -> None:
         if self._pongs:
