@@ -1,7 +1,7 @@
 """The jobs of one node: admission, the durable record, the sandbox, and the line to jobd.
 
 xosd may die at any moment; what is true is in the store (accepted, ended) and in jobd (running). `recover` compares the two after
-a restart. Nothing is started that is not in the store, and an end is told only after it is in the store.
+a restart. Nobody hears of a start or an end that is not in the store; what jobd runs and the store lacks belongs to nobody and is hung up.
 """
 
 from __future__ import annotations
@@ -289,14 +289,19 @@ class LocalJobs:
             offer = Offer(
                 spec.job, attempt, spec.user, command_line(spec), msgspec.msgpack.encode(spec), origin="run", leased=spec.retry > 0
             )
-            answers = await self.commit.do(self._accept_and_hand_over, offer)
-            if answers.said is not Said.ACCEPTED:
-                raise NoSuchJob(f"job {spec.job} was already given to node {self.node}", answers.reason)
+            # The record goes to disk while the container is made; the caller hears of a start only when both are done.
+            recording = asyncio.ensure_future(self.commit.do(self._accept_and_hand_over, offer))
             try:
-                return await self.start(spec, attempt=attempt, sid=sid, stdio=stdio, fds=fds, netns=netns)
+                running = await self.start(spec, attempt=attempt, sid=sid, stdio=stdio, fds=fds, netns=netns)
             except XosError as error:
+                await recording
                 await self.commit.do(self.store.ended, [Ended(spec.job, attempt, Cause.REFUSED, error.line())], time.time())
                 raise
+            answer = await recording
+            if answer.said is not Said.ACCEPTED:
+                await self.signal(running, 9)
+                raise NoSuchJob(f"job {spec.job} was already given to node {self.node}", answer.reason)
+            return running
         finally:
             self._starting -= 1
 
@@ -335,6 +340,7 @@ class LocalJobs:
                 "bundle": str(bundle),
                 "stdio": "fds" if fds else stdio or ("spool" if spec.detached else "pty" if spec.tty else "pipes"),
                 "merged": spec.merged,
+                "stderr_apart": spec.stderr_apart,
                 "rows": spec.tty.rows if spec.tty else 24,
                 "cols": spec.tty.cols if spec.tty else 80,
                 **({"spool_dir": str(folder / "spool"), "spool_bytes_max": SPOOL_BYTES_MAX} if spec.detached else {}),
@@ -380,6 +386,7 @@ class LocalJobs:
             rlimits=tuple((f"RLIMIT_{name}", soft, hard) for name, (soft, hard) in spec.rlimits.items()),
             ignored_signals=tuple(spec.ignored_signals),
             terminal=(spec.tty.rows, spec.tty.cols) if spec.tty else None,
+            stderr_apart=spec.stderr_apart,
             stdio_fds=fds,
             userdb_dir=str(self.paths.run / "userdb" / spec.vo),
             netns=netns,
