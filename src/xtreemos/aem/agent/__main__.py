@@ -62,8 +62,8 @@ class Agent:
         detached = Detached(self.fabric, self.session)
         self.core.commands = Commands(self.core, whoami=self.whoami, detached=detached, ssh_config=self.ssh_config)
         handlers = {"cda": self._cda, "logout": self._logout, "whoami": self._whoami}
+        self.ghosts.start(self.directory / f"ghost-{vo}.sock", self.core.launch)  # first: it refuses beside a living agent
         self.server = await rpc.serve_unix(self.directory / f"agent-{vo}.sock", handlers, allowed_uid=os.getuid())
-        self.ghosts.start(self.directory / f"ghost-{vo}.sock", self.core.launch)
         for kind in ("agent", "ghost"):
             _point(self.directory / f"{kind}.sock", f"{kind}-{vo}.sock")
         await self.ssh.start()

@@ -20,6 +20,7 @@ from xtreemos.aem.agent.ports import Done, Ended, Hello, Output, Run, RunEvent
 from xtreemos.aem.agent.remote import Placement, RemoteRun
 from xtreemos.aem.agent.tables import exit_code_of, nodes_table, ps_table, signal_words, top_screen
 from xtreemos.aem.jobspec import JobSpec, Winsize, from_wire
+from xtreemos.aem.manager.model import NoManager
 from xtreemos.aem.options import Parser
 from xtreemos.errors import EXIT_FAILURE, NotFound, UsageError, XosError
 from xtreemos.foundation import query
@@ -28,6 +29,7 @@ from xtreemos.names import check_job
 ALL_NODES = 10_000
 ASK_S = 1.0
 LOOK_S = 0.2
+SUBMIT_AT_ONCE = 64
 EVENTS_MAX = 64
 
 
@@ -207,9 +209,10 @@ class Commands:
     async def _kill(self, words: list[str], _hello: Hello, out: Out) -> int:
         number, jobs = signal_words(words)
         failed = 0
+        rows = await self._by_job() if len(jobs) > 1 else {}
         for job in jobs:
             try:
-                row = await self._find(job)
+                row = rows.get(job) or await self._find(job)
                 if row.get("state") in ("exited", "ended"):
                     raise NotFound(f"job {job} has already ended")
                 if self.detached is not None and row.get("detached"):
@@ -225,24 +228,37 @@ class Commands:
         parser = _parser("wait", "Wait until jobs have ended; the exit code is that of the last one.")
         parser.add_argument("jobs", nargs="+", metavar="JOB")
         chosen = parser.parse_args(words)
-        code = 0
-        ends = []
-        for job in chosen.jobs:
-            record = await self._wait_one(job)
-            ends.append({"job": job, "exit": record})
-            code = exit_code_of(record)
-            if record.get("reason"):
-                await out.error(f"job {job}: {record['reason']}")
+        rows = await self._find_all(chosen.jobs)
+        detached = [job for job, row in rows.items() if row.get("detached") and not row.get("exit")]
+        others = [job for job in rows if job not in set(detached)]
+        ends = dict(zip(others, await asyncio.gather(*(self._wait_one(rows[job]) for job in others)), strict=True))
+        if detached:
+            ends |= await self.detached.wait(detached)
+        for job in rows:
+            if ends[job].get("reason"):
+                await out.error(f"job {job}: {ends[job]['reason']}")
         if chosen.json:
-            await out.write(json.dumps(ends, indent=1) + "\n")
-        return code
+            await out.write(json.dumps([{"job": job, "exit": ends[job]} for job in chosen.jobs], indent=1) + "\n")
+        return exit_code_of(ends[chosen.jobs[-1]])
 
-    async def _wait_one(self, job: str) -> dict[str, Any]:
-        row = await self._find(job)
+    async def _by_job(self) -> dict[str, dict[str, Any]]:
+        return {row["job"]: row for row in await self.rows()}
+
+    async def _find_all(self, jobs: list[str]) -> dict[str, dict[str, Any]]:
+        """Return the row of each job, from one look at everything; waits for a manager, because who waits, waits."""
+        while True:
+            try:
+                rows = await self._by_job() if len(jobs) > 1 else {}
+                return {job: rows.get(job) or await self._find(job) for job in jobs}
+            except XosError as error:
+                if error.code != NoManager.code:
+                    raise
+                await asyncio.sleep(LOOK_S)
+
+    async def _wait_one(self, row: dict[str, Any]) -> dict[str, Any]:
         if row.get("exit"):
             return dict(row["exit"])
-        if self.detached is not None and row.get("detached"):
-            return dict(await self.detached.wait(job))
+        job = row["job"]
         peer = await self.core.pool.peer(row["node"])
         return dict(await peer.open("job.wait", {"job": job}).result())
 
@@ -306,12 +322,16 @@ class Commands:
         chosen = options.parse("sub", words)
         if self.detached is None:
             raise UsageError("this VO takes no detached jobs")
-        for index in range(chosen.count):
-            spec = self.core.spec(chosen, hello, detached=True)
-            if chosen.count > 1:
-                spec.env["XOS_INDEX"] = str(index)
-            await self.detached.submit(spec)
-            await out.write(f"{spec.job}\n")
+        specs = [self.core.spec(chosen, hello, detached=True) for _ in range(chosen.count)]
+        for index, spec in enumerate(specs if chosen.count > 1 else []):
+            spec.env["XOS_INDEX"] = str(index)
+        for at in range(0, len(specs), SUBMIT_AT_ONCE):
+            group = specs[at : at + SUBMIT_AT_ONCE]
+            results = await asyncio.gather(*(self.detached.submit(spec) for spec in group), return_exceptions=True)
+            await out.write("".join(f"{spec.job}\n" for spec, result in zip(group, results, strict=True) if isinstance(result, str)))
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
         return 0
 
     # -- the VO ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from xtreemos.aem.agent.session import Session
@@ -33,11 +34,9 @@ class Detached:
         """Send a signal; a job that waits is called off."""
         await self._client.kill(job, number)
 
-    async def wait(self, job: str) -> dict[str, Any]:
-        """Wait until a job has ended; returns its exit record."""
-        async for row in self._client.wait_jobs([job]):
-            return dict(_row(row)["exit"] or {})
-        return {}
+    async def wait(self, jobs: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Wait until jobs have ended; returns their exit records by job."""
+        return {row["job"]: dict(_row(row)["exit"] or {}) async for row in self._client.wait_jobs(jobs, every=True)}
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:

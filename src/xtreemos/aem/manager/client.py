@@ -21,7 +21,7 @@ ASK_S_MAX = 10.0
 ASK_ONCE_S = 3.0
 WAIT_S = 15.0
 RETRY_S = 0.25
-WAIT_JOBS_AT_ONCE = 2000
+WAIT_JOBS_AT_ONCE = 1000  # the answer has a row for each and must fit one message
 
 
 class ClientPort(Protocol):
@@ -95,19 +95,22 @@ class JobsClient:
         """Send a signal; a job that did not start yet is called off. Returns its view."""
         return await self._ask("kill", {"job": job, "signal": signal})
 
-    async def wait_jobs(self, jobs: Iterable[str]) -> AsyncIterator[dict[str, Any]]:
-        """Yield the view of each job as it ends, each once; over changes of the manager. Cancelling leaves nothing behind."""
+    async def wait_jobs(self, jobs: Iterable[str], *, every: bool = False) -> AsyncIterator[dict[str, Any]]:
+        """Yield the view of each job as it ends, each once; over changes of the manager. Cancelling leaves nothing behind.
+
+        With `every` the manager answers less often: for who wants to hear of the last end only.
+        """
         left = dict.fromkeys(jobs)
         while left:
             asked = list(left)[:WAIT_JOBS_AT_ONCE]
-            for view in await self._wait_some(asked):
+            for view in await self._wait_some(asked, every=every):
                 if left.pop(view["job"], 0) is None:
                     yield view
 
-    async def _wait_some(self, jobs: list[str]) -> list[dict[str, Any]]:
-        """One long question: answered when at least one ended, or empty after WAIT_S."""
+    async def _wait_some(self, jobs: list[str], *, every: bool) -> list[dict[str, Any]]:
+        """One long question: answered when at least one (each, with `every`) ended, or after WAIT_S."""
         try:
-            result = await self._ask("wait", {"jobs": jobs, "wait_s": WAIT_S}, once_s=WAIT_S + ASK_ONCE_S)
+            result = await self._ask("wait", {"jobs": jobs, "wait_s": WAIT_S, "every": every}, once_s=WAIT_S + ASK_ONCE_S)
         except NoManager:
             return []  # whoever waits, waits: the caller's deadline is his own
         return list(result["ended"])
