@@ -1,7 +1,7 @@
 """The jobs of one node: admission, the durable record, the sandbox, and the line to jobd.
 
 xosd may die at any moment; what is true is in the store (accepted, ended) and in jobd (running). `recover` compares the two after
-a restart. Nobody hears of a start or an end that is not in the store; what jobd runs and the store lacks belongs to nobody and is hung up.
+a restart. Nobody hears of a start that is not in the store; what jobd runs and the store lacks belongs to nobody and is hung up.
 """
 
 from __future__ import annotations
@@ -178,13 +178,13 @@ class LocalJobs:
         known = {split_key(row["job"]): row for row in rows}
         self.life = life
         for key, row in known.items():
-            self.live[row["job"]] = _running(row, *key)
+            self.live.setdefault(row["job"], _running(row, *key))  # one that is attached keeps its count
         if self.on_jobd is not None:
             await self.on_jobd({key: row.get("started_at") for key, row in known.items()}, life)
         self._alive.set()
         plan = plan_recovery(self.store.live("run"), known, life)
         for row in known.values():
-            if row.get("exit") is not None:
+            if row.get("exit") is not None and self.live[row["job"]].exit is None:
                 await self._ended(self.live[row["job"]], row["exit"])
         lost = [Ended(one.job, one.attempt, Cause.LOST, f"node {self.node} went down while it ran") for one in plan.lost]
         if lost:

@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import sys
 import time
@@ -29,9 +28,9 @@ from xtreemos.aem.manager.signed import Submission
 from xtreemos.aem.nodejobs import ContactFile, Hooks
 from xtreemos.aem.nodejobs import NodeJobs as DetachedJobs
 from xtreemos.aem.nodestore import GroupCommit, NodeStore
-from xtreemos.errors import NotFound, PermissionRefused, RemoteError, Unreachable, UsageError, XosError
+from xtreemos.errors import NotFound, PermissionRefused, RemoteError, Unreachable, XosError
 from xtreemos.fabric import rpc, subjects
-from xtreemos.fabric.caller import Caller, CallerKind
+from xtreemos.fabric.caller import CallerKind
 from xtreemos.fabric.link import Message
 from xtreemos.fabric.rpc import Handler, Server, ServerCall
 from xtreemos.fabric.sysaccount import SystemAccount
@@ -40,8 +39,8 @@ from xtreemos.foundation.accounts import Accounts
 from xtreemos.foundation.cgroups import Cgroups
 from xtreemos.foundation.facts import live_facts, static_facts
 from xtreemos.foundation.paths import NATS_PORT, RPC_PORT, NodePaths
-from xtreemos.names import check_user, check_vo
 from xtreemos.node import growing, joining
+from xtreemos.node.admin import Admin
 from xtreemos.node.config import NodeConfig, load_node, save_node
 from xtreemos.node.guests import Guests
 from xtreemos.node.jobs import SLOTS_PER_CPU, LocalJobs, NoSuchJob
@@ -50,8 +49,8 @@ from xtreemos.node.policies import NodePolicy
 from xtreemos.node.service import JobService, guarded
 from xtreemos.node.sshd import SshDoors
 from xtreemos.node.sshlogin import SshLogins
-from xtreemos.node.vo_runtime import VoRuntime, connect_system, mint_vo_account, save_credential
-from xtreemos.vo.founding import GridSecrets, found_vo, load_grid, save
+from xtreemos.node.vo_runtime import VoRuntime, connect_system
+from xtreemos.vo.founding import GridSecrets, load_grid
 from xtreemos.vo.grid import GridFile, VoEntry, save_grid, with_entry
 from xtreemos.vo.grid import load_grid as load_grid_file
 from xtreemos.vo.tls import Gate
@@ -161,7 +160,7 @@ class Xosd:
         return 0
 
     async def _start(self) -> None:
-        self._servers.append(await rpc.serve_unix(self.paths.admin_socket, self._admin_methods(), mode=0o600, allowed_uid=0))
+        self._servers.append(await rpc.serve_unix(self.paths.admin_socket, Admin(self).methods(), mode=0o600, allowed_uid=0))
         self.jobs.on_detached_ended = self._detached_ended
         self.jobs.on_jobd = self._jobd_knows
         if self.config.network != "none":
@@ -177,7 +176,7 @@ class Xosd:
             await self._grow(grid_file, plan)
         for vo in self.config.vos:
             assert grid_file is not None, "a node of a VO has a grid file"
-            await self._open_vo(grid_file.entry(vo))
+            await self.open_vo(grid_file.entry(vo))
         self._servers.append(await rpc.serve_tls("0.0.0.0", RPC_PORT, self.gate.context, self._methods(), self.gate.identify))
         self.spawn(self.jobs.follow(), "follow jobd")
         self.spawn(self.jobs.reap_orphans(), "orphans")
@@ -185,7 +184,7 @@ class Xosd:
     async def _grow(self, grid_file: GridFile, plan: growing.Plan) -> None:
         """Carry out the plan to become three before anything is served."""
         found = [
-            VoRuntime.open(node=self.config.name, entry=grid_file.entry(vo), folder=self._vo_folder(vo), core=True)
+            VoRuntime.open(node=self.config.name, entry=grid_file.entry(vo), folder=self.vo_folder(vo), core=True)
             for vo in self.config.vos
         ]
         runtimes = {runtime.vo: runtime for runtime in await asyncio.gather(*found)}
@@ -207,7 +206,7 @@ class Xosd:
             runtime.fabric.set_servers(tuple(fabric))
             if runtime.cda is not None:
                 runtime.cda.desk.endpoints = tuple(carriers)
-            self._remember(runtime.entry)
+            self.remember(runtime.entry)
         plan = growing.wanted(self.config, runtime)
         if plan is not None and not self._growing:
             self._growing = True
@@ -248,8 +247,9 @@ class Xosd:
         for runtime in self.vos.values():
             await runtime.close()
 
-    async def _open_vo(self, entry: VoEntry) -> VoRuntime:
-        runtime = await VoRuntime.open(node=self.config.name, entry=entry, folder=self._vo_folder(entry.vo), core=self.config.core)
+    async def open_vo(self, entry: VoEntry) -> VoRuntime:
+        """Serve a VO from now on."""
+        runtime = await VoRuntime.open(node=self.config.name, entry=entry, folder=self.vo_folder(entry.vo), core=self.config.core)
         self.vos[entry.vo] = runtime
         runtime.on_users = lambda: self._members_changed(runtime)
         runtime.on_revoked = lambda key, _record: self._revoked(runtime, key)
@@ -280,14 +280,15 @@ class Xosd:
         while True:
             try:
                 await runtime.fabric.wait_connected(60)
-                await runtime.serve_core(self.grid, self.system, lambda node, facts: self._welcome(runtime, node, facts))
+                await runtime.serve_core(self.grid, self.system, lambda node, facts: self.welcome(runtime, node, facts))
                 break
             except XosError as error:
                 log.warning("VO %s: the fabric is not ready: %s; again", runtime.vo, error)
                 await asyncio.sleep(1.0)
         await runtime.run(self.spawn)
 
-    def _vo_folder(self, vo: str) -> Path:
+    def vo_folder(self, vo: str) -> Path:
+        """Where the keys of a VO are."""
         return self.paths.private / "vo" / vo
 
     # -- detached jobs ---------------------------------------------------------------------------------------------------
@@ -401,7 +402,7 @@ class Xosd:
         entry = self.vos[vo].entry
         return {"grid": entry.grid, "endpoints": list(entry.endpoints), "fabric": list(entry.fabric)}
 
-    async def _welcome(self, runtime: VoRuntime, node: str, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    async def welcome(self, runtime: VoRuntime, node: str, facts: Mapping[str, Any]) -> Mapping[str, Any]:
         """What a joining node is told beside its credentials."""
         assert self.grid is not None
         told = self._facts_of(runtime.vo)
@@ -429,103 +430,21 @@ class Xosd:
                 log.info("revoked: connection of %s ends", peer.caller)
                 peer.close()
 
-    # -- this machine's commands -----------------------------------------------------------------------------------------
-
-    def _admin_methods(self) -> dict[str, Handler]:
-        root: frozenset[CallerKind] = frozenset({"local"})
-        table = {
-            "ping": _ping,
-            "status": self._status,
-            "vo.create": self._vo_create,
-            "vo.joined": self._vo_joined,
-            "leave": self._leave,
-        }
-        return {name: guarded(root, handler) for name, handler in table.items()}
-
-    async def _status(self, _call: ServerCall) -> Any:
-        rows = []
-        for vo, runtime in sorted(self.vos.items()):
-            state = runtime.fabric.state
-            rows.append({
-                "vo": vo, "connected": state.connected, "server": state.server, "reason": state.reason, "cut_s": round(runtime.fabric.cut_s(), 1),
-                "members": len(runtime.users), "nodes": len(runtime.nodes), "cda": runtime.cda is not None,
-                "manager": runtime.manager.leads if runtime.manager else False,
-            })  # fmt: skip
-        return {
-            "node": self.config.name, "address": self.config.address, "core": self.config.core, "grid": self.config.grid, "pid": os.getpid(),
-            "jobs": self.jobs.running_count, "free": self.jobs.free, "jobd": self.jobs.life != "", "vos": rows,
-        }  # fmt: skip
-
-    async def _vo_create(self, call: ServerCall) -> Any:
-        """Found a VO on this grid and make this node its first resource; answers the administrator's invitation."""
-        vo, admin = check_vo(str(call.params.get("vo"))), check_user(str(call.params.get("admin")))
-        if self.grid is None or self.system is None:
-            raise UsageError("this node is not the founding node of a grid", "run it there")
-        if vo in self.config.vos:
-            raise UsageError(f"VO {vo} exists already", "see `xos vo list`")
-        founding = found_vo(vo, int(time.time()), fabric_ca=self.grid.fabric_ca_pem)
-        folder = self._vo_folder(vo)
-        save(folder, founding.secrets)
-        root = save(folder, founding.root)
-        trust = joining.trust_of(founding.secrets)
-        await self.system.push_account(mint_vo_account(trust, self.grid, {}, int(time.time())))
-        entry = VoEntry(
-            vo=vo,
-            root_sha256=founding.secrets.root_sha256,
-            document=founding.secrets.document,
-            endpoints=[f"{self.config.address}:{RPC_PORT}"],
-            fabric=[f"{self.config.address}:{NATS_PORT}"],
-            grid=self.grid.name,
-        )
-        save_credential(folder, joining.provisional(founding.secrets, self.config.name))
-        runtime = await joining.open_first(self.config.name, entry, folder, self.grid, self.system, self._welcome)
-        assert runtime.cda is not None
-        issued = await joining.join_self(runtime.cda, trust, self.paths, self.config)
-        save_credential(folder, issued)
-        invitation = await runtime.cda.call("invite", Caller("local", uid=0), {"user": admin, "roles": ["admin", "member"]})
-        await runtime.close()
-        self._remember(entry)
-        await self._open_vo(entry)
-        await joining.wait_served(self.vos[vo])
-        return {"vo": vo, "invite": invitation["token"], "admin": admin, "root_key": str(root)}
-
-    def _remember(self, entry: VoEntry) -> None:
+    def remember(self, entry: VoEntry) -> None:
+        """Keep where a VO is to be found, and that this node serves it."""
         grid_file = load_grid_file(self.paths.dir) if self.paths.grid_json.exists() else joining.EMPTY_GRID
         save_grid(self.paths.dir, msgspec.structs.replace(with_entry(grid_file, entry), node=self.config.name))
         if entry.vo not in self.config.vos:
             self.config = msgspec.structs.replace(self.config, vos=[*self.config.vos, entry.vo])
             save_node(self.paths, self.config)
 
-    async def _vo_joined(self, call: ServerCall) -> Any:
-        """`xos join` stored new credentials: serve that VO too."""
-        vo = check_vo(str(call.params.get("vo")))
-        self.config = load_node(self.paths)
-        if vo not in self.vos:
-            await self._open_vo(load_grid_file(self.paths.dir).entry(vo))
-            await self.jobs.tell_jobd_again()
-        return {"vo": vo}
-
-    async def _leave(self, call: ServerCall) -> Any:
-        """Take this node out of a VO: no new jobs, the running ones end (at once, or by themselves with `drain`)."""
-        vo = check_vo(str(call.params.get("vo")))
-        runtime = self.vos.get(vo)
-        if runtime is None:
-            raise NotFound(f"this node is no resource of VO {vo}", "see `xos status`")
-        if self.config.core:
-            raise UsageError("a core node cannot leave: it carries the VO's fabric", "move the core role first")
-        self.draining = True
-        for running in [one for one in self.jobs.live.values() if one.vo == vo and one.exit is None]:
-            if not call.params.get("drain"):
-                await self.jobs.signal(running, signal.SIGTERM)
-        while any(one.vo == vo and one.exit is None for one in self.jobs.live.values()):
-            await self.jobs.wait_change()
-        await joining.leave(runtime, self.config.name)
+    def forget(self, vo: str) -> None:
+        """Serve a VO no more: started again by the supervisor, without it."""
         self.gate.remove(vo)
         self.ssh.withdraw(vo)
         self.config = msgspec.structs.replace(self.config, vos=[name for name in self.config.vos if name != vo])
         save_node(self.paths, self.config)
-        self._stop.set()  # started again by the supervisor, without this VO
-        return {"vo": vo}
+        self._stop.set()
 
 
 async def _ping(_call: ServerCall) -> Any:
