@@ -29,21 +29,26 @@ def grid():
 
 
 @pytest.fixture(scope="module")
-def module_shell(grid):
-    """One shell for the tests of a module that leave it as they found it."""
-    one = Shell(grid)
-    yield one
-    one.end()
+def shells(grid):
+    """The shell of a module, kept as long as tests leave it at its prompt."""
+    kept: list[Shell] = []
+    yield kept
+    for one in kept:
+        one.end()
 
 
 @pytest.fixture
-def shell(grid, module_shell):
-    """The module's shell, at its prompt; a new one where a test broke it."""
-    yield module_shell
+def shell(grid, shells):
+    """A shell for tests that leave it as they found it; the next test gets another if one did not."""
+    if not shells:
+        shells.append(Shell(grid))
+    yield shells[0]
     with contextlib.suppress(pexpect.ExceptionPexpect):
-        if module_shell.isalive() and module_shell.ready():
+        if shells[0].ready():
             return
-    pytest.fail(f"the shell is not at its prompt any more: {module_shell.before!r}")
+    broken = shells.pop()
+    broken.end()
+    pytest.fail(f"the shell is not at its prompt any more: {broken.before!r}")
 
 
 @pytest.fixture

@@ -185,7 +185,10 @@ class Ghost:
             posix.set_blocking(fd, False)
         for number in range(1, 65):
             try:
-                if signal.getsignal(number) == signal.SIG_IGN and number not in {signal.SIGPIPE, signal.SIGXFSZ}:  # python ignores these two
+                if signal.getsignal(number) == signal.SIG_IGN and number not in {
+                    signal.SIGPIPE,
+                    signal.SIGXFSZ,
+                }:  # python ignores these two
                     self.ignored.append(number)
                 elif number not in JOB_CONTROL:
                     signal.signal(number, lambda *_: None)
@@ -265,16 +268,18 @@ class Ghost:
         if self.agent is not None:
             self.tell(b"Q")
 
-    def tell_size(self, always: bool = False) -> None:
+    def tell_size(self, always: bool = False) -> bool:
         if self.terminal < 0:
-            return
+            return False
         try:
             size = self.window()
         except OSError:
-            return  # hung up
-        if always or size != self.size:
-            self.size = size
-            self.tell(b"W" + size)
+            return False  # hung up
+        if not always and size == self.size:
+            return False
+        self.size = size
+        self.tell(b"W" + size)
+        return True
 
     def note_typed(self, data: bytes) -> None:
         keys = self.saved[CC_AT:]
@@ -292,7 +297,9 @@ class Ghost:
         if data:
             if self.raw_on:
                 early, self.typed_ahead = data[: self.typed_ahead], max(0, self.typed_ahead - len(data))
-                data = early.replace(b"\0", self.saved[CC_AT + termios.VEOF :][:1]) + data[len(early) :]  # ghost.c: mend_typed_ahead
+                data = (
+                    early.replace(b"\0", self.saved[CC_AT + termios.VEOF :][:1]) + data[len(early) :]
+                )  # ghost.c: mend_typed_ahead
                 self.note_typed(data)
             self.tell(b"I" + data)
         else:
@@ -348,7 +355,8 @@ class Ghost:
     def on_signals(self, numbers: bytes) -> None:
         for number in numbers:
             if number == signal.SIGWINCH:
-                self.tell_size()
+                if not self.tell_size() or not self.raw_wanted:
+                    self.tell(b"S" + bytes([number]))  # a far terminal that changes its size signals the job itself
             elif number == signal.SIGCONT:
                 self.raw_on = False
                 self.tell_size()
@@ -535,7 +543,11 @@ def is_fast(words: list[str]) -> bool:
 
 def agent_folder() -> str | None:
     """Return the folder of the agent's sockets, None if it is not ours alone."""
-    environ = {name.decode(errors="replace"): value.decode(errors="surrogateescape") for name, value in posix.environ.items() if name[:1] == b"X"}
+    environ = {
+        name.decode(errors="replace"): value.decode(errors="surrogateescape")
+        for name, value in posix.environ.items()
+        if name[:1] == b"X"
+    }
     folder = environ.get("XOS_AGENT_DIR")
     runtime = environ.get("XDG_RUNTIME_DIR")
     try:

@@ -45,7 +45,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One program to run.
 
     Units: cpus in cores (fractions allowed, None = no limit), memory_bytes, wall_s seconds. `env` is the whole environment
-    but for what the node sets itself; `rlimits` maps a name without RLIMIT_ to (soft, hard), -1 = infinity.
+    but for what the node sets itself; `merged`: one pipe for both outputs; `stderr_apart`: standard error is none of the terminal;
+    `rlimits` maps a name without RLIMIT_ to (soft, hard), -1 = infinity.
     """
 
     job: str
@@ -67,6 +68,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     retry: int = 0
     ignored_signals: list[int] = []
     merged: bool = False
+    stderr_apart: bool = False
     submitted_at: float = 0.0
 
     def __post_init__(self) -> None:

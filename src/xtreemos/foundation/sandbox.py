@@ -74,7 +74,8 @@ class SandboxSpec:
     """One job's sandbox. Paths are absolute; `argv` non-empty; `rlimits` rows of (RLIMIT_X, soft, hard), -1 is unlimited.
 
     `home` must exist on the host and is shown writable at the same path. `netns` None is a network with nothing but loopback.
-    `terminal` is (rows, columns) or None. `stdio_fds`: jobd passes the caller's own descriptors. `cwd` missing inside: the job
+    `terminal` is (rows, columns) or None. `stderr_apart`: beside the terminal
+    jobd gives a pipe for standard error. `stdio_fds`: jobd passes the caller's own descriptors. `cwd` missing inside: the job
     gets a warning line and works in `home`. `hidden` paths show as empty. `nice` below 0 needs a privilege no job has: 0 then.
     """
 
@@ -95,6 +96,7 @@ class SandboxSpec:
     rlimits: tuple[tuple[str, int, int], ...] = ()
     ignored_signals: tuple[int, ...] = ()
     terminal: tuple[int, int] | None = None
+    stderr_apart: bool = False
     stdio_fds: bool = False
     work: tuple[Bind, ...] = ()
     userdb_dir: str | None = None
@@ -158,6 +160,7 @@ def _init_argv(spec: SandboxSpec) -> list[str]:
         argv += ["--ignore", str(number)]
     if spec.terminal:
         argv += ["--tty", "--winsize", f"{spec.terminal[0]}x{spec.terminal[1]}"]
+        argv += ["--stderr-from", str(FDS_FROM)] if spec.stderr_apart else []
     elif spec.stdio_fds:
         argv += ["--stdio-from", str(FDS_FROM)]
     return [*argv, "--", *spec.argv]

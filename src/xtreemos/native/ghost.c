@@ -410,16 +410,17 @@ static void leave_raw(void)
         tell('Q', NULL, 0);
 }
 
-static void tell_size_if_changed(int always)
+static int tell_size_if_changed(int always)
 {
     struct winsize size;
     if (terminal < 0 || ioctl(terminal, TIOCGWINSZ, &size) < 0)
-        return;
+        return 0;
     if (!always && size.ws_row == last_size.ws_row && size.ws_col == last_size.ws_col)
-        return;
+        return 0;
     last_size = size;
     uint16_t body[2] = {size.ws_row, size.ws_col};
     tell('W', body, sizeof body); /* little-endian machines only, as all that we run on */
+    return 1;
 }
 
 /* Remember the control key that will make the far terminal signal the job: in raw mode ours does not signal our group. */
@@ -537,7 +538,8 @@ static void read_signals(void)
     for (size_t i = 0; n > 0 && i < (size_t)n / sizeof *info; i++) {
         unsigned char sig = (unsigned char)info[i].ssi_signo;
         if (sig == SIGWINCH) {
-            tell_size_if_changed(0);
+            if (!tell_size_if_changed(0) || !raw_wanted)
+                tell('S', &sig, 1); /* a far terminal that changes its size signals the job itself */
         } else if (sig == SIGCONT) {
             raw_on = 0; /* whoever stopped us may have changed the settings: look again */
             tell_size_if_changed(0);

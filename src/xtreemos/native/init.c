@@ -1,7 +1,7 @@
 /* PID 1 of a job's container: the parent that a shell would be to a local program.
  *
  *   init [--tty] [--umask OCTAL] [--nice N] [--rlimit RESOURCE=SOFT:HARD]... [--ignore SIG]... [--fifo PATH]
- *        [--cwd DIR] [--home DIR] [--stdio-from FD] [--winsize ROWSxCOLS] -- PROG [ARG]...
+ *        [--cwd DIR] [--home DIR] [--stdio-from FD | --stderr-from FD] [--winsize ROWSxCOLS] -- PROG [ARG]...
  *
  * The job must not be PID 1 itself (the kernel drops default-action signals there) and must not be in an orphaned process
  * group (the kernel drops its stops); so init stays the session leader and the job is its child in a group of its own.
@@ -46,7 +46,7 @@
 struct limit { int resource; rlim_t soft, hard; };
 
 struct options {
-    int tty, nice, mask, stdio_from, keep;
+    int tty, nice, mask, stdio_from, stderr_from, keep;
     const char *fifo, *cwd, *home;
     struct limit limits[MAX_RLIMITS];
     int limit_count;
@@ -106,7 +106,7 @@ static void parse(struct options *o, int argc, char **argv)
     memset(o, 0, sizeof *o);
     sigemptyset(&o->ignored);
     o->mask = -1;
-    o->stdio_from = -1;
+    o->stdio_from = o->stderr_from = -1;
     int i = 1;
     for (; i < argc && strcmp(argv[i], "--"); i++) {
         const char *name = argv[i];
@@ -121,6 +121,7 @@ static void parse(struct options *o, int argc, char **argv)
         else if (!strcmp(name, "--cwd")) o->cwd = value;
         else if (!strcmp(name, "--home")) o->home = value;
         else if (!strcmp(name, "--stdio-from")) o->stdio_from = (int)number(value, 10);
+        else if (!strcmp(name, "--stderr-from")) o->stderr_from = (int)number(value, 10);
         else if (!strcmp(name, "--winsize")) set_size(o, value);
         else usage(name);
     }
@@ -204,6 +205,10 @@ static void run_job(const struct options *o, int report)
             if (dup2(o->stdio_from + fd, fd) < 0) die("stdio");
         close_range((unsigned)o->stdio_from, (unsigned)o->stdio_from + 2, 0);
     }
+    if (o->stderr_from >= 0) {
+        if (dup2(o->stderr_from, 2) < 0) die("stderr");
+        close(o->stderr_from);
+    }
     prctl(PR_SET_DUMPABLE, 1);
     syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL);
     if (o->mask >= 0) umask((mode_t)o->mask);
@@ -222,6 +227,7 @@ static void run_job(const struct options *o, int report)
 static void let_go_of_streams(const struct options *o)
 {
     if (o->stdio_from >= 0) close_range((unsigned)o->stdio_from, (unsigned)o->stdio_from + 2, 0);
+    if (o->stderr_from >= 0) close(o->stderr_from);
     if (o->tty) return;
     int null = open("/dev/null", O_RDWR);
     if (null < 0) die("/dev/null");

@@ -647,10 +647,11 @@ class _Ghost:
         if not fields:
             return
         self._on(gm.Watched(fields[0] == b"T"))
-        nice = int(fields[16])
-        if self._nice is not None and nice != self._nice:
-            self._on(gm.Reniced(nice))
-        self._nice = nice
+        if self._machine.state is gm.State.RUNNING:
+            nice = int(fields[16])
+            if nice != (self._hello.nice if self._nice is None else self._nice):
+                self._on(gm.Reniced(nice))
+            self._nice = nice
 
     def _wake(self) -> None:
         if self._pidfd >= 0:

@@ -31,16 +31,16 @@ class Runtime:
     def argv(self, request: StartRequest, *, join: Sequence[str], console: str | None) -> list[str]:
         """Return the command line that starts the container of `request`. `join`: v1 group folders."""
         folder = job_folder(request)
-        keep = str(FDS_FROM + 2 if request.stdio is Stdio.FDS else 2)
-        launch = [str(self.init), "--launch", "--keep", keep]
+        handed_on = 3 if request.stdio is Stdio.FDS else 1 if request.with_stderr_pipe else 0
+        launch = [str(self.init), "--launch", "--keep", str(FDS_FROM - 1 + handed_on)]
         for group in join:
             launch += ["--group", group]
         crun = [str(self.crun), "--root", str(self.state_dir), "--log", str(folder / "crun.log"), "--cgroup-manager", "cgroupfs"]
         run = ["run", "--detach", "--bundle", request.bundle, "--pid-file", str(folder / "pid")]
         if console:
             run += ["--console-socket", console]
-        if request.stdio is Stdio.FDS:
-            run += ["--preserve-fds", "3"]
+        if handed_on:
+            run += ["--preserve-fds", str(handed_on)]
         return [*launch, "--", *crun, *run, request.job]
 
     def spawn(self, argv: list[str], fds: Sequence[int]) -> int:

@@ -161,7 +161,7 @@ class Job:
                 raise StartFailed(f"the container of {self.request.job} did not start: {complaint(self.folder)}")
             self.pid = read_pid(self.folder)
             if console:
-                outer = [console.receive()]
+                outer = [console.receive(), *outer]
                 console.close()
         except (OSError, ValueError, StartFailed) as cause:
             self._abort(outer, console)
@@ -185,6 +185,8 @@ class Job:
             self._set_size(self.request.rows, self.request.cols)
             self._writer = self._make_writer(os.dup(self._terminal), terminal=True)
             self._readers = {STDOUT: self._make_reader(os.dup(self._terminal), OutStream())}
+            if len(outer) > 1:
+                self._readers[STDERR] = self._make_reader(outer[1], OutStream())
         elif self.request.stdio is Stdio.PIPES:
             self._writer = self._make_writer(outer[0], terminal=False)
             self._readers = {number: self._make_reader(outer[number], OutStream()) for number in range(1, len(outer))}
@@ -439,6 +441,10 @@ def _plumbing(request: StartRequest, given: list[int]) -> tuple[list[int], list[
         os.close(outer.pop())
     if request.stdio in (Stdio.PIPES, Stdio.SPOOL):
         return inner, outer
+    if request.with_stderr_pipe:
+        os.close(outer[0])
+        os.close(outer[1])
+        return [*inner, os.dup(inner[2])], [outer[2]]
     # the runtime changes the owner of what it gets as 0, 1, 2: never give it a caller's file or the machine's /dev/null
     for fd in outer:
         os.close(fd)

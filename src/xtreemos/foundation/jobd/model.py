@@ -131,12 +131,14 @@ class StartRequest:
     """A checked `start` call. `bundle` is `FOLDER/bundle` as `sandbox.write_bundle` makes it.
 
     `merged`: with pipes, standard error goes into the pipe of standard output, so that their order is kept; there is no stream 2.
+    `stderr_apart`: beside a terminal there is a stream 2 all the same: the caller's standard error is not the terminal.
     """
 
     job: str
     bundle: str
     stdio: Stdio
     merged: bool = False
+    stderr_apart: bool = False
     rows: int = 24
     cols: int = 80
     spool_dir: str | None = None
@@ -144,6 +146,11 @@ class StartRequest:
     wall_s: float | None = None
     limits: Limits = field(default_factory=Limits)
     meta: Any = None
+
+    @property
+    def with_stderr_pipe(self) -> bool:
+        """A pipe for standard error goes beside the terminal."""
+        return self.stderr_apart and self.stdio is Stdio.PTY
 
     @classmethod
     def from_params(cls, params: Any) -> StartRequest:
@@ -169,6 +176,7 @@ class StartRequest:
             bundle=bundle,
             stdio=stdio,
             merged=_take(params, "merged", bool, False),
+            stderr_apart=_take(params, "stderr_apart", bool, False),
             rows=_size(params, "rows", 24),
             cols=_size(params, "cols", 80),
             spool_dir=spool_dir,
