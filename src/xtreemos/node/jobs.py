@@ -21,7 +21,7 @@ import msgspec
 from xtreemos.aem.jobspec import JobSpec, carried_env
 from xtreemos.aem.manager.model import Cause, Ended, Said
 from xtreemos.aem.nodestore import GroupCommit, NodeStore, Offer, plan_recovery
-from xtreemos.errors import NotFound, PermissionRefused, RemoteError, TryLater, XosError
+from xtreemos.errors import NotFound, PermissionRefused, RemoteError, TryLater, Unreachable, XosError
 from xtreemos.fabric import rpc
 from xtreemos.foundation import query, sandbox
 from xtreemos.foundation.accounts import Accounts
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 JOB_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PIDS_MAX = 4096
 SPOOL_BYTES_MAX = 1 << 30
+START_S = 30.0
 SLOTS_PER_CPU = 16
 KEEP_ENDED_S = 3600.0  # an ended foreground job's streams wait this long for an agent that comes back
 """Seconds without an attached agent after which a foreground job is hung up; shorter if it may be started again elsewhere."""
@@ -88,6 +89,7 @@ class Running:
     attached: int = 0
     left_at: float = field(default_factory=time.monotonic)
     exit: dict[str, Any] | None = None
+    started: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def key(self) -> str:
@@ -322,40 +324,50 @@ class LocalJobs:
         netns: str | None = None,
     ) -> Running:
         """Make the sandbox and hand the recorded attempt to jobd."""
-        key = f"{spec.job}.{attempt}"
         uid = self.accounts.uid_for(spec.user, spec.vo)
         home = ensure_home(spec.user, spec.vo, uid)
-        taken = None if netns else await self.take_net()
+        running = Running(
+            spec.job, attempt, spec.user, spec.vo, sid, command_line(spec), spec.retry > 0, spec.detached, spec.tty is not None, time.time(),
+            state="starting",
+        )  # fmt: skip
+        self.live[running.key] = running
         try:
-            folder = self.paths.jobs / key
-            (folder / "spool").mkdir(parents=True, exist_ok=True, mode=0o700)
-            group = cgroup_path(self.cgroups.tag, key)
-            bundle = sandbox.write_bundle(folder, self._sandbox(spec, uid, home, folder, group, netns or taken, bool(fds)))
-            running = Running(
-                spec.job, attempt, spec.user, spec.vo, sid, command_line(spec), spec.retry > 0, spec.detached, spec.tty is not None, time.time(),
-                netns=taken,
-            )  # fmt: skip
-            params = {
-                "job": key,
-                "bundle": str(bundle),
-                "stdio": "fds" if fds else stdio or ("spool" if spec.detached else "pty" if spec.tty else "pipes"),
-                "merged": spec.merged,
-                "stderr_apart": spec.stderr_apart,
-                "rows": spec.tty.rows if spec.tty else 24,
-                "cols": spec.tty.cols if spec.tty else 80,
-                **({"spool_dir": str(folder / "spool"), "spool_bytes_max": SPOOL_BYTES_MAX} if spec.detached else {}),
-                "wall_s": spec.wall_s,
-                "cgroup": {"cpus": spec.cpus, "memory_bytes": spec.memory_bytes, "pids_max": PIDS_MAX},
-                "meta": _meta(running),
-            }
-            self.live[key] = running
-            await (await self.jobd()).call("start", params, timeout_s=30, fds=fds)
+            running.netns = None if netns else await self.take_net()
+            params = self._prepare(spec, running, uid, home, netns or running.netns, stdio=stdio, fds=bool(fds))
+            await (await self.jobd()).call("start", params, timeout_s=START_S, fds=fds)
+        except Unreachable:
+            raise  # whether it runs is not known: the next look at jobd tells, until then it counts as running
         except BaseException:
-            self.live.pop(key, None)
-            if taken:
-                self.give_net(taken)
+            self.live.pop(running.key, None)
+            if running.netns:
+                self.give_net(running.netns)
             raise
+        finally:
+            running.started.set()
+        running.state = "running"
         return running
+
+    def _prepare(
+        self, spec: JobSpec, running: Running, uid: int, home: Path, netns: str | None, *, stdio: str | None, fds: bool
+    ) -> dict[str, Any]:
+        """Write the job's folder and bundle; return what jobd is asked."""
+        folder = self.paths.jobs / running.key
+        (folder / "spool").mkdir(parents=True, exist_ok=True, mode=0o700)
+        group = cgroup_path(self.cgroups.tag, running.key)
+        bundle = sandbox.write_bundle(folder, self._sandbox(spec, uid, home, folder, group, netns, fds))
+        return {
+            "job": running.key,
+            "bundle": str(bundle),
+            "stdio": "fds" if fds else stdio or ("spool" if spec.detached else "pty" if spec.tty else "pipes"),
+            "merged": spec.merged,
+            "stderr_apart": spec.stderr_apart,
+            "rows": spec.tty.rows if spec.tty else 24,
+            "cols": spec.tty.cols if spec.tty else 80,
+            **({"spool_dir": str(folder / "spool"), "spool_bytes_max": SPOOL_BYTES_MAX} if spec.detached else {}),
+            "wall_s": spec.wall_s,
+            "cgroup": {"cpus": spec.cpus, "memory_bytes": spec.memory_bytes, "pids_max": PIDS_MAX},
+            "meta": _meta(running),
+        }
 
     def _sandbox(self, spec: JobSpec, uid: int, home: Path, folder: Path, cgroup: str, netns: str | None, fds: bool) -> SandboxSpec:
         env = carried_env(spec.env)
@@ -403,7 +415,8 @@ class LocalJobs:
         return found[-1]
 
     async def signal(self, running: Running, number: int) -> None:
-        """Send a signal to the whole tree of a job."""
+        """Send a signal to the whole tree of a job; to one that is just starting, as soon as it runs."""
+        await running.started.wait()
         await (await self.jobd()).call("signal", {"job": running.key, "signal": number}, timeout_s=10)
 
     async def attach(self, running: Running, call: rpc.ServerCall, params: dict[str, Any]) -> Any:
@@ -546,7 +559,7 @@ def _meta(running: Running) -> dict[str, Any]:
 
 def _running(row: dict[str, Any], job: str, attempt: int) -> Running:
     meta = row.get("meta") or {}
-    return Running(
+    found = Running(
         job=job,
         attempt=attempt,
         user=str(meta.get("user", "")),
@@ -560,3 +573,5 @@ def _running(row: dict[str, Any], job: str, attempt: int) -> Running:
         state=str(row.get("state", "running")),
         netns=meta.get("netns"),
     )
+    found.started.set()
+    return found
