@@ -65,9 +65,11 @@ class Shell(pexpect.spawn):
         """Everything `stty` knows."""
         return "\n".join(line for line in self.do("stty -a; stty -g").split("\n") if "xos run" not in line)
 
-    def ready(self) -> bool:
-        """Whether the shell answers with its own prompt."""
-        return "still here" in self.do("echo still here")
+    def sync(self) -> None:
+        """Wait for the shell's own prompt behind everything that was typed or printed so far."""
+        self.sendline("echo still''here")
+        self.expect_exact("stillhere\r\n", timeout=5)
+        self.expect_exact(PROMPT, timeout=5)
 
     def begin(self, script: str, end: str = "", options: str = "") -> str:
         """Start `sh -c SCRIPT` on n2 in the fore- or background; return its job id, when the program runs."""

@@ -44,10 +44,11 @@ def shell(grid, shells):
         shells.append(Shell(grid))
     yield shells[0]
     with contextlib.suppress(pexpect.ExceptionPexpect):
-        if shells[0].ready():
-            return
+        shells[0].sync()
+        return
     broken = shells.pop()
     broken.end()
+    grid.kill_all()
     pytest.fail(f"the shell is not at its prompt any more: {broken.before!r}")
 
 

@@ -190,7 +190,7 @@ def test_vim_can_be_stopped_and_resumed(shell, sane):
     shell.send("\x1a")
     shell.expect_exact("Stopped")
     shell.expect_exact(PROMPT)
-    assert shell.ready()
+    shell.sync()
     again = Screen(shell)
     shell.sendline("fg")
     again.shows("29")
