@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,8 @@ def main() -> int:
     if os.geteuid() != 0:
         print("bench: needs root, for the network namespaces of the peers", file=sys.stderr)
         return 77
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that everything is taken down then too
+        signal.signal(number, lambda got, _frame: sys.exit(128 + got))
     sizes = QUICK if options.quick else FULL
     install_packages()
     began = datetime.now(UTC)
