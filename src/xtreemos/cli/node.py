@@ -18,6 +18,7 @@ def up(
     address: Annotated[str | None, typer.Option(help="IP address at which others reach this machine.")] = None,
     grid_name: Annotated[str, typer.Option(help="Name of the grid, if this founds one.")] = "grid",
     core: Annotated[bool, typer.Option("--core", help="Carry the fabric (a founding node always does).")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Let xosd start anew, with the software and settings of now; jobs go on.")] = False,
 ) -> None:
     """Start this machine's node; the first one founds a grid."""
 
@@ -29,7 +30,7 @@ def up(
         if not start.is_node(paths):
             start.found(paths, name or host_name(), address or own_address(), grid_name)
             print(f"founded grid {grid_name} on {name or host_name()}; make a VO next: xos vo create NAME --admin USER")
-        status = start.up(paths)
+        status = start.up(paths, restart=restart)
         print(f"node {status['node']} is up ({status['address']})")
 
     del core  # accepted so that scripts may say it; see the help text

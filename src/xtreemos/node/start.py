@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -36,6 +38,7 @@ from xtreemos.vo.tokens import Token, parse_token, sign_consent
 
 READY_S = 60.0
 DOWN_S = 30.0
+END_S = 10.0
 _POLL_S = 0.02
 USERDB_DIR = Path("/run/systemd/userdb")
 USERDB_SERVICE = "org.xtreemos.vo"
@@ -101,8 +104,13 @@ def services(paths: NodePaths, config: NodeConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def up(paths: NodePaths) -> dict[str, Any]:
-    """Start the supervisor (or let a running one read its list again) and wait until xosd answers; returns its status."""
+def up(paths: NodePaths, *, restart: bool = False) -> dict[str, Any]:
+    """Start the supervisor (or let a running one read its list again) and wait until xosd answers; returns its status.
+
+    Args:
+        paths: the node's.
+        restart: end an xosd that runs first, so that it starts with the software and settings of now. Jobs go on: they are jobd's.
+    """
     config = load_node(paths)
     for folder in (paths.run, paths.log, paths.jobs, paths.userdb):
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,9 +122,28 @@ def up(paths: NodePaths) -> dict[str, Any]:
     running = supervisor_pid(paths)
     if running:
         os.kill(running, signal.SIGHUP)
+        if restart:
+            _end_xosd(paths)
     else:
         _start_supervisor(paths)
     return asyncio.run(_wait_ready(paths))
+
+
+def _end_xosd(paths: NodePaths) -> None:
+    """End xosd, if it runs, and wait until it is gone; the supervisor starts it again."""
+    row = supervise.read_pids(str(paths.run)).get("xosd")
+    if row is None:
+        return
+    pid = int(row["pid"])
+    with contextlib.suppress(ProcessLookupError):
+        watched = os.pidfd_open(pid)
+        try:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                os.kill(pid, number)
+                if select.select([watched], [], [], END_S)[0]:
+                    return
+        finally:
+            os.close(watched)
 
 
 def supervisor_pid(paths: NodePaths) -> int | None:

@@ -37,11 +37,12 @@ from xtreemos.fabric.sysaccount import SystemAccount
 from xtreemos.foundation import query
 from xtreemos.foundation.accounts import Accounts
 from xtreemos.foundation.cgroups import Cgroups
-from xtreemos.foundation.facts import live_facts, static_facts
+from xtreemos.foundation.facts import live_facts, read_tags, static_facts
 from xtreemos.foundation.paths import NATS_PORT, RPC_PORT, NodePaths
 from xtreemos.node import growing, joining
 from xtreemos.node.admin import Admin
 from xtreemos.node.config import NodeConfig, load_node, save_node
+from xtreemos.node.deposits import Deposits
 from xtreemos.node.guests import Guests
 from xtreemos.node.jobs import SLOTS_PER_CPU, LocalJobs, NoSuchJob
 from xtreemos.node.nets import Nets, open_pool
@@ -94,7 +95,8 @@ class Xosd:
             give_net=self._give_net,
             allowed=self._allowed,
         )
-        self.service = JobService(self.jobs)
+        self.deposits = Deposits()
+        self.service = JobService(self.jobs, self.deposits)
         self.ssh = SshDoors(self.paths, self.config.name, self._take_net, self._give_net)
         self.logins = SshLogins(jobs=self.jobs, accounts=self.accounts, vos=self.vos, doors=self.ssh)
         self.detached: dict[str, DetachedJobs] = {}
@@ -110,7 +112,7 @@ class Xosd:
         """Return everything this node says of itself."""
         now = time.monotonic()
         if now - self._live_facts[0] > FACTS_S:
-            self._live_facts = (now, live_facts(self.paths.dir))
+            self._live_facts = (now, {**live_facts(self.paths.dir), "tags": read_tags(self.paths.private / "tags")})
         users = sorted({one.user for one in self.jobs.live.values()})
         return {**self._facts, **self._live_facts[1], "users": users}
 
@@ -166,6 +168,7 @@ class Xosd:
         if self.config.network != "none":
             self.nets = await self._open_nets()
         self.ssh.start()
+        self._servers.append(await rpc.serve_unix(self.paths.guests_socket, self.deposits.methods(), mode=0o666))
         front_socket = self.paths.run / "ssh.sock"
         self._servers.append(await rpc.serve_unix(front_socket, self.logins.methods(), mode=0o666))  # each handler looks at the uid
         if self.grid is not None:
