@@ -1,12 +1,13 @@
 """Types what a documentation page says in its ```console blocks, in a lab of its own, and compares what comes out.
 
-`python tools/run_tutorial.py [--name LAB] [PAGE]`; root. A block holds commands behind a prompt, `host# ` or `alice@n1$ `, each
-followed by what it prints. The comparison is loose: numbers, job names and blanks may differ, `...` stands for any lines. A line
+`python tools/run_tutorial.py [--name LAB] [PAGE]`; root. A block holds commands behind a prompt, `host# `, `alice@n1$ ` or
+`root@n2# `, each followed by what it prints. A page with `root@` prompts gets a lab of three bare machines. The comparison is loose: numbers, job names and blanks may differ, `...` stands for any lines. A line
 `^Z` or `^C` is a key, pressed once a job of alice runs. Exit codes are compared as they are. Comments before a block:
 
     <!-- password: USER -->       her password is typed when it is asked for
     <!-- keys: TEXT -->           is typed into the program once it has drawn its screen; escapes as in Python
-    <!-- n3 is: REGEX -->         from here on, n3 in commands is what group 1 of REGEX found in all output so far
+    <!-- WORD is: REGEX -->       from here on, WORD in commands is what group 1 of REGEX found last in all output so far
+    <!-- type: TEXT -->           is typed, with Enter, each time the program asks for a password
     <!-- within: SECONDS -->      how long each command of the block may take, in place of WAIT_S
 """
 
@@ -31,7 +32,7 @@ UP_WAIT_S = 180.0
 QUIET_S = 1.0
 PROMPT = "next-command> "
 KEYS = {"^Z": "\x1a", "^C": "\x03"}
-_PROMPTS = re.compile(r"(host#|alice@n1\$) (.*)")
+_PROMPTS = re.compile(r"(host#|alice@n1\$|root@n\d#) (.*)")
 _BLOCK = re.compile(r"((?:^<!-- .*? -->\n)*)^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _DIRECTIVE = re.compile(r"<!-- (.*?): (.*?) -->")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()=>][0-9A-B]?|[\r\x03\x1a]")
@@ -71,6 +72,8 @@ def normal(line: str) -> str:
     """Return a line without what may differ from run to run."""
     line = re.sub(r"\bj[a-z2-7]{12}\b", "JOB", line)
     line = re.sub(r"session [0-9a-f]{8}", "session SID", line)
+    line = re.sub(r"\bxos1\.[\w-]+", "TOKEN", line).replace("xos1.…", "TOKEN")
+    line = re.sub(r"\b[0-9a-f]{32}\b", "SID", line)
     if not line.startswith("exit code"):
         line = re.sub(r"exit \d+|\d+(?:[.:]\d+)*[KMGs]?", lambda found: found[0] if found[0].startswith("exit") else "0", line)
     return " ".join(line.split())
@@ -132,14 +135,21 @@ class Reader:
         self.name = name
         self.windows: dict[str, Window] = {"host#": Window()}
         self.everything = ""
-        self.third = "n3"
+        self.words: dict[str, str] = {}
 
     def follow(self, command: Command) -> None:
         """Do what one command line says; raises Differs."""
         for word, value in command.directives.items():
-            if word == "n3 is":
-                self.third = re.findall(value, self.everything)[-1]
-        text = self.localized(re.sub(r"\bn3\b", self.third, command.text))
+            if word.endswith(" is"):
+                self.words[word.removesuffix(" is")] = re.findall(value, self.everything)[-1]
+        text = self.localized(command.text)
+        for word, value in self.words.items():
+            text = re.sub(rf"\b{word}\b", value, text)
+        if command.prompt.startswith("root@") and command.prompt not in self.windows:
+            self.windows[command.prompt] = window = Window()
+            window.child.sendline(f"{XOS} lab exec --name {self.name} {command.prompt[5:-1]} -- bash --norc --noprofile --noediting")
+            window.child.expect(r"bash-.*# ", timeout=WAIT_S)
+            window.set_prompt()
         if command.text.endswith("--user alice -- bash"):
             self.windows["alice@n1$"] = window = Window()
             window.child.sendline(text)
@@ -158,6 +168,10 @@ class Reader:
 
     def press(self, command: Command, window: Window) -> None:
         """Type into the program that the command started, as its block says."""
+        for _ in range(command.text.count("xos login") + 2 * command.text.count("xos vo accept") if "type" in command.directives else 0):
+            window.child.expect("assword[^\n]*: ?", timeout=WAIT_S)
+            window.text += f"{window.child.before}{window.child.after}"
+            window.child.sendline(command.directives["type"])
         user = command.directives.get("password")
         if user:
             window.child.expect("Password[^\n]*: ?", timeout=WAIT_S)
@@ -216,6 +230,8 @@ def main() -> int:
     began = time.monotonic()
     reader = Reader(chosen.name)
     todo = commands(Path(chosen.page).read_text(encoding="utf-8"))
+    if any(command.prompt.startswith("root@") for command in todo):
+        subprocess.run([XOS, "lab", "up", "--bare", "--nodes", "3", "--name", chosen.name], check=True, stdout=subprocess.DEVNULL)
     try:
         for command in todo:
             print(f"{time.monotonic() - began:6.1f}  {command.prompt} {command.text[:100]}", flush=True)
