@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -18,12 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from xtreemos.fabric.connection import Fabric
-from xtreemos.fabric.errors import ApiError, Unreachable
+from xtreemos.fabric.errors import ApiError, NoResponders, Unreachable
 from xtreemos.fabric.stream import api, scale_streams, stream_info, stream_names
 
 CHUNK_BYTES = 128 << 10
 CHUNK_S_MAX = 10.0
 RESTORE_TRY_S = 20.0
+RESTORE_S_MAX = 60.0
+HEARD_S = 1.0
+logger = logging.getLogger(__name__)
 
 
 async def backup(fabric: Fabric, folder: Path) -> list[str]:
@@ -68,26 +72,57 @@ async def restore(fabric: Fabric, folder: Path, *, copies: int | None = None) ->
     names = sorted(path.stem for path in folder.glob("*.json"))
     present = set(await stream_names(fabric))
     for name in names:
+        facts = json.loads((folder / f"{name}.json").read_text())
         if name not in present:
-            await _restore_one(fabric, name, folder, copies)
+            await _restore_patiently(fabric, name, folder, facts, copies)
     return names
 
 
-async def _restore_one(fabric: Fabric, name: str, folder: Path, copies: int | None) -> None:
-    facts = json.loads((folder / f"{name}.json").read_text())
-    config: dict[str, Any] = facts["config"]
-    if copies is not None:
-        config["num_replicas"] = copies
-    started = await api(fabric, f"STREAM.RESTORE.{name}", {"config": config, "state": facts["state"]}, timeout_s=RESTORE_TRY_S)
+async def _restore_patiently(fabric: Fabric, name: str, folder: Path, facts: dict[str, Any], copies: int | None) -> None:
+    """A young cluster changes leaders, and a restore does not survive that: begin anew, over whatever half came."""
+    config = facts["config"] | ({"num_replicas": copies} if copies is not None else {})
+    deadline_s = time.monotonic() + RESTORE_S_MAX
+    while True:
+        try:
+            await _restore_once(fabric, name, folder / f"{name}.snapshot", {"config": config, "state": facts["state"]})
+            return
+        except (Unreachable, ApiError) as cause:
+            if time.monotonic() > deadline_s:
+                raise
+            logger.info("restoring %s begins anew: %s", name, cause)
+        await asyncio.sleep(0.5)
+        if name in await stream_names(fabric):
+            if await _last_seq(fabric, name) == int(facts["state"]["last_seq"]):
+                return
+            await api(fabric, f"STREAM.DELETE.{name}", timeout_s=RESTORE_TRY_S)
+
+
+async def _last_seq(fabric: Fabric, name: str) -> int:
+    return int((await stream_info(fabric, name, timeout_s=RESTORE_TRY_S))["state"]["last_seq"])
+
+
+async def _restore_once(fabric: Fabric, name: str, snapshot: Path, facts: dict[str, Any]) -> None:
+    started = await api(fabric, f"STREAM.RESTORE.{name}", facts, timeout_s=RESTORE_TRY_S)
     subject = str(started["deliver_subject"])
-    with (folder / f"{name}.snapshot").open("rb") as file:
+    with snapshot.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
-            _check(await fabric.request(subject, chunk, CHUNK_S_MAX), name)
-    _check(await fabric.request(subject, b"", RESTORE_TRY_S), name)
-    wanted = int(facts["state"]["last_seq"])
-    found = int((await stream_info(fabric, name, timeout_s=RESTORE_TRY_S))["state"]["last_seq"])
+            _check(await _send_chunk(fabric, subject, chunk), name)
+    _check(await _send_chunk(fabric, subject, b""), name)
+    wanted, found = int(facts["state"]["last_seq"]), await _last_seq(fabric, name)
     if found != wanted:
-        raise Unreachable(f"stream {name} came back up to {found} instead of {wanted}", "restore it again", definite=False)
+        raise Unreachable(f"stream {name} came back up to {found} instead of {wanted}", "restore it again")
+
+
+async def _send_chunk(fabric: Fabric, subject: str, chunk: bytes) -> bytes:
+    """The restoring server may be another than ours, and ours hears of its subscription a moment later."""
+    deadline_s = time.monotonic() + HEARD_S
+    while True:
+        try:
+            return await fabric.request(subject, chunk, RESTORE_TRY_S)
+        except NoResponders:
+            if time.monotonic() > deadline_s:
+                raise
+            await asyncio.sleep(0.02)
 
 
 def _check(answer: bytes, name: str) -> None:

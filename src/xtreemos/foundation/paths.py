@@ -50,6 +50,11 @@ class NodePaths:
         return self.run / "xosd.sock"
 
     @property
+    def guests_socket(self) -> Path:
+        """Where xosd takes descriptors from agents of this machine; anybody may connect."""
+        return self.run / "guests.sock"
+
+    @property
     def jobs(self) -> Path:
         """One folder per job attempt: bundle, spool, init's FIFO."""
         return self.private / "jobs"

@@ -18,6 +18,7 @@ from xtreemos.errors import PermissionRefused, UsageError, XosError
 from xtreemos.fabric.caller import CallerKind
 from xtreemos.fabric.rpc import Handler, ServerCall
 from xtreemos.foundation.frames import CHUNK_BYTES, WINDOW_BYTES, Kind
+from xtreemos.node.deposits import Deposits
 from xtreemos.node.jobs import LocalJobs, NoSuchJob, Running
 
 log = logging.getLogger(__name__)
@@ -45,9 +46,9 @@ def guarded(kinds: frozenset[CallerKind], handler: Handler) -> Handler:
 class JobService:
     """Handlers of `run.start` and `job.*`."""
 
-    def __init__(self, jobs: LocalJobs) -> None:
+    def __init__(self, jobs: LocalJobs, deposits: Deposits) -> None:
         self.jobs = jobs
-        self.specs: dict[str, JobSpec] = {}
+        self.deposits = deposits
 
     def methods(self) -> dict[str, Handler]:
         """Return the table for users' connections."""
@@ -77,12 +78,18 @@ class JobService:
         if spec.detached:
             raise UsageError("a detached job goes to the VO's manager", "use xos sub")
         attempt = int(call.params.get("attempt") or 1)
-        running = await self._start(spec, attempt, call)
+        ticket = str(call.params.get("fds") or "")
+        fds = self.deposits.take(ticket) if ticket else ()
+        try:
+            running = await self._start(spec, attempt, call, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
         call.send_event({"type": "started", "node": self.jobs.node, "attempt": attempt})
         return await self.jobs.attach(running, call, {"offsets": {}})
 
-    async def _start(self, spec: JobSpec, attempt: int, call: ServerCall) -> Running:
-        starting = asyncio.ensure_future(self.jobs.run(spec, attempt=attempt, sid=call.caller.sid))
+    async def _start(self, spec: JobSpec, attempt: int, call: ServerCall, fds: tuple[int, ...]) -> Running:
+        starting = asyncio.ensure_future(self.jobs.run(spec, attempt=attempt, sid=call.caller.sid, fds=fds))
         try:
             running = await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -90,7 +97,6 @@ class JobService:
             with contextlib.suppress(XosError):
                 await self.jobs.signal(await starting, 9)
             raise
-        self.specs[running.key] = spec
         return running
 
     async def attach(self, call: ServerCall) -> Any:

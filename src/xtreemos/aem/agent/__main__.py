@@ -22,6 +22,7 @@ from xtreemos.aem.agent.commands import Commands
 from xtreemos.aem.agent.core import AgentCore, choose
 from xtreemos.aem.agent.detached import Detached
 from xtreemos.aem.agent.ghosts import GhostServer
+from xtreemos.aem.agent.local import LocalNode
 from xtreemos.aem.agent.nodes import NodePool
 from xtreemos.aem.agent.ports import Hello, Run
 from xtreemos.aem.agent.session import Session, kept_session
@@ -43,12 +44,13 @@ REFUSED = "Authorization Violation"  # the server's own words
 class Agent:
     """The process: wires session, nodes, ghosts and the command line's socket."""
 
-    def __init__(self, session: Session, directory: Path) -> None:
+    def __init__(self, session: Session, directory: Path, local: LocalNode) -> None:
         self.session = session
         self.directory = directory
         self.fabric: Fabric
         self.pool = NodePool(session.issued.trust, lambda: session.identity, self._gather)
-        self.core = AgentCore(vo=session.entry.vo, user=session.credentials.name, pool=self.pool)
+        self.local = local
+        self.core = AgentCore(vo=session.entry.vo, user=session.credentials.name, pool=self.pool, local=local)
         self.ghosts = GhostServer(chooser=lambda hello: choose(hello.words, session.entry.vo), resumer=self._resume)
         self._named = True
         self.ssh = SshAgent(session, directory)
@@ -94,6 +96,7 @@ class Agent:
         await self.server.close()
         await self.ssh.close()
         await self.pool.close()
+        self.local.close()
         await self.fabric.close()
         self._leave_sockets()
 
@@ -223,14 +226,15 @@ async def run(args: argparse.Namespace, password: str) -> None:
     with contextlib.suppress(KeyringFailed):  # without keyrings the session lives as long as this process
         possess_user_keyring()
     try:
-        entry = load_grid(args.grid).entry(args.vo)
+        grid = load_grid(args.grid)
+        entry = grid.entry(args.vo)
         if args.resume:
             session = kept_session(entry)
             if session is None:
                 raise PermissionRefused("no session lies in the keyring", "log in: xos login USER@VO")
         else:
             session = Session(entry, await client_for(entry).login(args.user, password))
-        agent = Agent(session, directory)
+        agent = Agent(session, directory, LocalNode(grid.node, args.grid))
         await agent.start()
     except XosError as error:
         wire = error.to_wire() if not isinstance(error, RemoteError) else error.wire

@@ -312,8 +312,7 @@ class Commands:
         spec: JobSpec = from_wire(first.body["spec"])
         placement = Placement(node, call, int(first.body["attempt"]))
         run = RemoteRun(spec, placement, place=self.core.place, reattach=self.core.reattach, retryable=False, joined=True)
-        self.core.runs[spec.job] = run
-        run.on_done(lambda: self.core.runs.pop(spec.job, None))
+        self.core.remember(run)
         if spec.tty is not None and hello.tty is not None:
             await run.winsize(hello.tty.rows, hello.tty.cols)
         return run
@@ -328,7 +327,9 @@ class Commands:
         for at in range(0, len(specs), SUBMIT_AT_ONCE):
             group = specs[at : at + SUBMIT_AT_ONCE]
             results = await asyncio.gather(*(self.detached.submit(spec) for spec in group), return_exceptions=True)
-            await out.write("".join(f"{spec.job}\n" for spec, result in zip(group, results, strict=True) if isinstance(result, str)))
+            await out.write(
+                "".join(f"{spec.job}\n" for spec, result in zip(group, results, strict=True) if isinstance(result, str))
+            )
             for result in results:
                 if isinstance(result, BaseException):
                     raise result

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xtreemos.aem import options
+from xtreemos.aem.agent.local import LocalNode
 from xtreemos.aem.agent.nodes import Candidate, NodePool, NoNode
 from xtreemos.aem.agent.ports import Done, GoTo, Hello, NotMine, Run
 from xtreemos.aem.agent.remote import NodeDied, Placement, RemoteRun, start_params
@@ -43,10 +44,11 @@ Say = Callable[[str], None]
 class AgentCore:
     """Everything that one session does, apart from terminals and sockets."""
 
-    def __init__(self, *, vo: str, user: str, pool: NodePool, commands: Any = None) -> None:
+    def __init__(self, *, vo: str, user: str, pool: NodePool, local: LocalNode | None = None, commands: Any = None) -> None:
         self.vo = vo
         self.user = user
         self.pool = pool
+        self.local = local
         self.commands = commands
         self.runs: dict[str, RemoteRun] = {}
 
@@ -110,12 +112,45 @@ class AgentCore:
         if chosen.vo not in (None, self.vo):
             raise UsageError(f"this session is of VO {self.vo}, not {chosen.vo}", f"log in first: xos login USER@{chosen.vo}")
         spec = self.spec(chosen, hello)
-        run = RemoteRun(spec, None, place=self.place, reattach=self.reattach, retryable=True, times=chosen.times)
-        self.runs[spec.job] = run
-        run.on_done(lambda: self.runs.pop(spec.job, None))
+        placement = await self._place_here(spec, chosen, hello)
+        run = RemoteRun(
+            spec,
+            placement,
+            place=self.place,
+            reattach=self.reattach,
+            retryable=True,
+            direct=placement is not None,
+            times=chosen.times,
+        )
+        self.remember(run)
         if chosen.no_stdin:
             await run.close_stdin()
         return run
+
+    def remember(self, run: RemoteRun) -> None:
+        """Keep `run` until it is done; one that attached later takes its place and stays."""
+        self.runs[run.spec.job] = run
+        run.on_done(lambda: self.runs.pop(run.spec.job) if self.runs.get(run.spec.job) is run else None)
+
+    async def _place_here(self, spec: JobSpec, chosen: options.RunOptions, hello: Hello) -> Placement | None:
+        """Start a program with the caller's own descriptors if this machine's node is the best place for it; else None.
+
+        Not with `--retry`: who reads the descriptors itself leaves nothing to replay.
+        """
+        if self.local is None or not self.local.name or hello.descriptors is None or spec.tty or spec.retry or chosen.no_stdin:
+            return None
+        best = self.pool.ordered(await self.pool.candidates(spec.where, spec.node), frozenset())[:1]
+        if [one.node for one in best] != [self.local.name]:
+            return None
+        ticket = await self.local.deposit(hello.descriptors)
+        if ticket is None:
+            return None
+        try:
+            return await self._start_on(spec, 1, self.local.name, ticket)
+        except XosError as error:
+            if error.code not in ELSEWHERE or not error.definite:
+                raise
+            return None
 
     async def place(self, spec: JobSpec, attempt: int, avoid: frozenset[str], say: Say) -> Placement:
         """Find a node that takes this attempt and start it there.
@@ -154,8 +189,11 @@ class AgentCore:
                     self.pool.forget(one.node)
         return None, refusals
 
-    async def _start_on(self, spec: JobSpec, attempt: int, node: str) -> Placement:
-        call = await self.pool.open(node, "run.start", start_params(spec, attempt))
+    async def _start_on(self, spec: JobSpec, attempt: int, node: str, ticket: str = "") -> Placement:
+        params = start_params(spec, attempt)
+        if ticket:
+            params["fds"] = ticket
+        call = await self.pool.open(node, "run.start", params)
         self.pool.started(node)
         try:
             async with asyncio.timeout(START_S):

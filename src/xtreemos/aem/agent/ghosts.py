@@ -210,6 +210,7 @@ class _Ghost:
         self._run: Run | None = None
         self._stdin: Port | None = None
         self._pumps: dict[int, OutPump] = {}
+        self._own: tuple[int, int, int] | None = None
         self._terminal_fd = -1
         self._settings = wire.TerminalSettings(b"", b"")
         self._outbox: deque[tuple[bytes, int, int]] = deque()  # message, stream, bytes of the stream in it
@@ -275,7 +276,15 @@ class _Ghost:
         return None
 
     async def _ask_launcher(self) -> Run | Done:
-        return await self._server.launcher(self._hello)
+        try:
+            return await self._server.launcher(self._hello)
+        finally:
+            self._close_own()
+
+    def _close_own(self) -> None:
+        own, self._own = self._own, None
+        for fd in own or ():
+            os.close(fd)
 
     async def _resume(self, token: str) -> Run:
         if self._server.resumer is None:
@@ -335,7 +344,9 @@ class _Ghost:
             self._terminal_fd = fds[-1]
         merged = same_file(named[1], named[2]) if 1 in named and 2 in named else hello.isatty[1] and hello.isatty[2]
         if isinstance(first, Hello):
-            self._hello = replace(hello, merged=merged)
+            if len(named) == 3:  # copies: a port may close the one it was given and open the same pipe anew
+                self._own = (os.dup(named[0]), os.dup(named[1]), os.dup(named[2]))
+            self._hello = replace(hello, merged=merged, descriptors=self._own)
         if 0 in named:
             self._stdin = Port(named[0], writing=False)
         for stream in (1, 2):
@@ -377,6 +388,7 @@ class _Ghost:
                 log.error("a task of ghost %d failed", self._pid, exc_info=result)
 
     async def _close_descriptors(self) -> None:
+        self._close_own()
         for pump in self._pumps.values():
             await pump.drop()
         if self._stdin is not None:

@@ -42,6 +42,9 @@ class Hello:
     isatty: tuple[bool, bool, bool] = (False, False, False)
     ignored: tuple[int, ...] = ()
     merged: bool = False
+    descriptors: tuple[int, int, int] | None = None
+    """The ghost's own 0, 1 and 2, if none of them is a terminal: a program on this very machine may get them as they are. They
+    belong to the ghost side and are open until `launch` has returned; whoever passes them on duplicates them."""
 
     @property
     def words(self) -> list[str]:

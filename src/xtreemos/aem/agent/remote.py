@@ -70,6 +70,7 @@ class RemoteRun:
         reattach: Reattach,
         retryable: bool,
         joined: bool = False,
+        direct: bool = False,
         times: bool = False,
     ) -> None:
         """`joined`: attached to a job that ran before; its streams go on where they are, not at 0. `times`: say how long it ran."""
@@ -94,6 +95,8 @@ class RemoteRun:
         self._replay_bytes = 0
         self._stdin_end_wanted = False
         self._stdin_closed = asyncio.Event()
+        if direct:
+            self._stdin_closed.set()
         self._broken: set[int] = set()
         self._killed_by: int | None = None
         self._away = False
