@@ -429,7 +429,8 @@ class Xosd:
         """End the connections of a revoked credential."""
         self.ssh.revoked(vo, kind, name)
         for peer in [peer for server in self._servers for peer in server.peers]:
-            if peer.caller.vo == vo and name == (peer.caller.sid if kind == "sid" else peer.caller.name):
+            caller = peer.caller
+            if caller.vo == vo and name == (caller.sid if kind == "sid" else caller.name) and kind in ("sid", caller.kind):
                 log.info("revoked: connection of %s ends", peer.caller)
                 peer.close()
 
