@@ -15,15 +15,15 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[1]
 XOS = str(Path(sys.executable).with_name("xos"))
 CLIENT = ROOT / "bench/soak_client.py"
 NODES = ("n1", "n2", "n3")
 HOME = "home/alice.demo"
-OVERLAP_S = 0.0
 
 
 class Lab:
@@ -63,17 +63,21 @@ class Lab:
         ]
         return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
 
-    def kill(self, node: str, service: str) -> None:
-        """SIGKILL to a service of a node; its supervisor starts it again."""
-        pids = Path(f"/proc/{self.init(node)}/root/run/xtreemos/pids.json")
-        pid = json.loads(pids.read_text())[service]["pid"]
-        self.inside(node, f"grep -q {service} /proc/$1/cmdline && kill -9 $1", str(pid))
+    def kill(self, node: str, service: str) -> bool:
+        """SIGKILL to a service of a node; its supervisor starts it again. False: it was not running."""
+        entry = self._pids(node).get(service)
+        if entry is None:
+            return False  # it waits for its restart
+        return "killed" in self.inside(node, f"grep -q {service} /proc/$1/cmdline && kill -9 $1 && echo killed", str(entry["pid"]))
+
+    def _pids(self, node: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(Path(f"/proc/{self.init(node)}/root/run/xtreemos/pids.json").read_text())
+        return found
 
     def usage(self, node: str) -> dict[str, dict[str, int]]:
         """Memory (MiB) and open descriptors of a node's services."""
-        pids = json.loads(Path(f"/proc/{self.init(node)}/root/run/xtreemos/pids.json").read_text())
         rows = {}
-        for service, entry in pids.items():
+        for service, entry in self._pids(node).items():
             text = self.inside(node, "grep VmRSS /proc/$1/status; ls /proc/$1/fd | wc -l", str(entry["pid"]))
             words = text.split()
             if len(words) >= 4:
@@ -113,7 +117,7 @@ class Chaos:
             for index, node in enumerate(NODES)
         ]
 
-    def __enter__(self) -> Chaos:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -126,8 +130,8 @@ class Chaos:
     def _kill_for_ever(self, node: str, first_s: float) -> None:
         self._stop.wait(first_s)
         while not self._stop.is_set():
-            self.lab.kill(node, "xosd")
-            self.kills[node] += 1
+            if self.lab.kill(node, "xosd"):
+                self.kills[node] += 1
             self._stop.wait(self.every_s)
 
     def cut_later(self, node: str, after_s: float, for_s: float) -> threading.Thread:
@@ -176,8 +180,8 @@ def overlaps(job: str, by_node: dict[str, list[float]]) -> list[str]:
     spans = sorted((min(times), max(times), node) for node, times in by_node.items())
     return [
         f"job {job} lived on {one[2]} until {one[1]:.2f} and on {two[2]} from {two[0]:.2f}"
-        for one, two in zip(spans, spans[1:], strict=False)
-        if two[0] < one[1] + OVERLAP_S
+        for one, two in pairwise(spans)
+        if two[0] < one[1]
     ]
 
 

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from xtreemos.foundation.paths import NodePaths
 from xtreemos.foundation.sandbox import SandboxSpec
 from xtreemos.foundation.tools import native
 from xtreemos.names import unix_name
+from xtreemos.node import jobfolders
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ PIDS_MAX = 4096
 SPOOL_BYTES_MAX = 1 << 30
 START_S = 30.0
 SLOTS_PER_CPU = 16
+VOID_MAX = 10_000
+SWEEP_S = 120.0
 KEEP_ENDED_S = 3600.0  # an ended foreground job's streams wait this long for an agent that comes back
 """Seconds without an attached agent after which a foreground job is hung up; shorter if it may be started again elsewhere."""
 ORPHAN_S = 60.0
@@ -137,9 +141,9 @@ class LocalJobs:
         self._jobd: rpc.Peer | None = None
         self._system = sandbox.probe_system()
         self._changed = asyncio.Condition()
-        self._starting = 0
         self._alive = asyncio.Event()
         self._finishing: set[asyncio.Task[None]] = set()
+        self._void: deque[tuple[str, int, int]] = deque(maxlen=VOID_MAX)
 
     async def wait_life(self) -> None:
         """Wait until jobd was asked what it has, so that store and jobd agree."""
@@ -181,6 +185,8 @@ class LocalJobs:
         self.life = life
         for key, row in known.items():
             self.live.setdefault(row["job"], _running(row, *key))  # one that is attached keeps its count
+        for running in [one for one in self.live.values() if one.started.is_set() and split_key(one.key) not in known]:
+            self._let_go(running)
         if self.on_jobd is not None:
             await self.on_jobd({key: row.get("started_at") for key, row in known.items()}, life)
         self._alive.set()
@@ -194,6 +200,13 @@ class LocalJobs:
             for end in lost:
                 self.live.pop(f"{end.job}.{end.attempt}", None)
                 await self._tell()
+
+    def _let_go(self, running: Running) -> None:
+        """Jobd does not know it any more: it occupies nothing."""
+        self.live.pop(running.key, None)
+        if running.netns:
+            self.give_net(running.netns)
+            running.netns = None
 
     async def _on_jobd_event(self, body: dict[str, Any]) -> None:
         running = self.live.get(str(body.get("job", "")))
@@ -231,13 +244,26 @@ class LocalJobs:
         self.live.pop(running.key, None)
         with contextlib.suppress(RemoteError):
             await (await self.jobd()).call("forget", {"job": running.key}, timeout_s=10)
+        if not running.detached:
+            await asyncio.to_thread(jobfolders.remove, self.paths.jobs, [running.key])
+
+    async def sweep(self) -> None:
+        """Delete what ended jobs left on the disk when its time is over, for ever."""
+        await self.wait_life()
+        while True:
+            folders = await asyncio.to_thread(jobfolders.scan, self.paths.jobs, set(self.live))
+            gone = [key for key in jobfolders.superfluous(folders, time.time()) if key not in self.live]
+            if gone:
+                log.info("%d folders of ended jobs are deleted", len(gone))
+                await asyncio.to_thread(jobfolders.remove, self.paths.jobs, gone)
+            await asyncio.sleep(SWEEP_S)
 
     # -- admission -------------------------------------------------------------------------------------------------------
 
     @property
     def running_count(self) -> int:
         """How many attempts occupy this node."""
-        return sum(1 for one in self.live.values() if one.exit is None) + self._starting
+        return sum(1 for one in self.live.values() if one.exit is None)
 
     @property
     def free(self) -> int:
@@ -268,6 +294,15 @@ class LocalJobs:
         if self.free <= 0:
             raise NodeFull(f"node {self.node} is full ({self.slots} jobs)", "wait, or ask for another node")
 
+    def make_void(self, job: str, attempt: int, trial: int) -> None:
+        """Refuse this start of an attempt if it still comes. Memory suffices: a message to an earlier daemon died with it."""
+        self._void.append((job, attempt, trial))
+
+    def check_not_void(self, job: str, attempt: int, trial: int) -> None:
+        """Raise NoSuchJob for a start that its caller has given up."""
+        if (job, attempt, trial) in self._void:
+            raise NoSuchJob(f"job {job} came too late to node {self.node}", "its agent has started it by another message")
+
     # -- start -----------------------------------------------------------------------------------------------------------
 
     async def run(
@@ -286,26 +321,22 @@ class LocalJobs:
             NodeFull, NotMatching, OwnerRefuses: not started, another node may take it. XosError: not started.
         """
         self._admit(spec)
-        self._starting += 1
+        offer = Offer(
+            spec.job, attempt, spec.user, command_line(spec), msgspec.msgpack.encode(spec), origin="run", leased=spec.retry > 0
+        )
+        # The record goes to disk while the container is made; the caller hears of a start only when both are done.
+        recording = asyncio.ensure_future(self.commit.do(self._accept_and_hand_over, offer))
         try:
-            offer = Offer(
-                spec.job, attempt, spec.user, command_line(spec), msgspec.msgpack.encode(spec), origin="run", leased=spec.retry > 0
-            )
-            # The record goes to disk while the container is made; the caller hears of a start only when both are done.
-            recording = asyncio.ensure_future(self.commit.do(self._accept_and_hand_over, offer))
-            try:
-                running = await self.start(spec, attempt=attempt, sid=sid, stdio=stdio, fds=fds, netns=netns)
-            except XosError as error:
-                await recording
-                await self.commit.do(self.store.ended, [Ended(spec.job, attempt, Cause.REFUSED, error.line())], time.time())
-                raise
-            answer = await recording
-            if answer.said is not Said.ACCEPTED:
-                await self.signal(running, 9)
-                raise NoSuchJob(f"job {spec.job} was already given to node {self.node}", answer.reason)
-            return running
-        finally:
-            self._starting -= 1
+            running = await self.start(spec, attempt=attempt, sid=sid, stdio=stdio, fds=fds, netns=netns)
+        except XosError as error:
+            await recording
+            await self.commit.do(self.store.ended, [Ended(spec.job, attempt, Cause.REFUSED, error.line())], time.time())
+            raise
+        answer = await recording
+        if answer.said is not Said.ACCEPTED:
+            await self.signal(running, 9)
+            raise NoSuchJob(f"job {spec.job} was already given to node {self.node}", answer.reason)
+        return running
 
     def _accept_and_hand_over(self, offer: Offer) -> Any:
         answer = self.store.accept([offer], time.time())[0]
@@ -335,16 +366,33 @@ class LocalJobs:
             running.netns = None if netns else await self.take_net()
             params = self._prepare(spec, running, uid, home, netns or running.netns, stdio=stdio, fds=bool(fds))
             await (await self.jobd()).call("start", params, timeout_s=START_S, fds=fds)
+        except RemoteError as error:
+            if error.code == "job-exists" and spec.detached:
+                return await self._adopt(running)
+            self._let_go(running)
+            raise
         except Unreachable:
             raise  # whether it runs is not known: the next look at jobd tells, until then it counts as running
         except BaseException:
-            self.live.pop(running.key, None)
-            if running.netns:
-                self.give_net(running.netns)
+            self._let_go(running)
             raise
         finally:
             running.started.set()
         running.state = "running"
+        return running
+
+    async def _adopt(self, asked: Running) -> Running:
+        """An earlier daemon's last word reached jobd after we had looked: follow what runs, also if it has ended by now."""
+        if asked.netns:
+            self.give_net(asked.netns)
+            asked.netns = None
+        rows = await (await self.jobd()).call("list", timeout_s=10)
+        row = next((row for row in rows if row["job"] == asked.key), None)
+        if row is None:
+            return asked  # it ended meanwhile, and the watch told
+        running = self.live[asked.key] = _running(row, asked.job, asked.attempt)
+        if row.get("exit") is not None:
+            await self._ended(running, row["exit"])
         return running
 
     def _prepare(

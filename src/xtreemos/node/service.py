@@ -55,13 +55,23 @@ class JobService:
         user: frozenset[CallerKind] = frozenset({"user"})
         table: Mapping[str, Callable[[ServerCall], Awaitable[Any]]] = {
             "run.start": self.start,
+            "run.void": self.void,
             "job.attach": self.attach,
             "job.signal": self.signal,
             "job.list": self.list,
             "job.wait": self.wait,
             "job.logs": self.logs,
         }
-        return {name: guarded(user, handler) for name, handler in table.items()}
+        return {name: guarded(user, self._settled(handler)) for name, handler in table.items()}
+
+    def _settled(self, handler: Handler) -> Handler:
+        """Return `handler` that waits until this daemon knows which jobs there are: just started, it knows of none."""
+
+        async def wait_and_handle(call: ServerCall) -> Any:
+            await self.jobs.wait_life()
+            return await handler(call)
+
+        return wait_and_handle
 
     def _find(self, call: ServerCall) -> Running:
         attempt = call.params.get("attempt")
@@ -77,7 +87,8 @@ class JobService:
             raise PermissionRefused(f"{call.caller} cannot start programs as {spec.user}@{spec.vo}")
         if spec.detached:
             raise UsageError("a detached job goes to the VO's manager", "use xos sub")
-        attempt = int(call.params.get("attempt") or 1)
+        attempt, trial = int(call.params.get("attempt") or 1), int(call.params.get("trial") or 0)
+        self.jobs.check_not_void(spec.job, attempt, trial)
         ticket = str(call.params.get("fds") or "")
         fds = self.deposits.take(ticket) if ticket else ()
         try:
@@ -88,11 +99,23 @@ class JobService:
         call.send_event({"type": "started", "node": self.jobs.node, "attempt": attempt})
         return await self.jobs.attach(running, call, {"offsets": {}})
 
+    async def void(self, call: ServerCall) -> Any:
+        """Tell whether an attempt is here; one that is not will never start by that trial, which may still be on its way."""
+        job, attempt = str(call.params.get("job", "")), int(call.params.get("attempt") or 1)
+        try:
+            self._find(call)
+        except NoSuchJob:
+            self.jobs.make_void(job, attempt, int(call.params.get("trial") or 0))
+            return {"here": False}
+        return {"here": True}
+
     async def _start(self, spec: JobSpec, attempt: int, call: ServerCall, fds: tuple[int, ...]) -> Running:
         starting = asyncio.ensure_future(self.jobs.run(spec, attempt=attempt, sid=call.caller.sid, fds=fds))
         try:
             running = await asyncio.shield(starting)
         except asyncio.CancelledError:
+            if call.peer.is_lost:
+                raise  # the caller asks again what became of it; if not, it ends as an orphan
             # The caller gave up while we started: nothing may stay running that nobody waits for.
             with contextlib.suppress(XosError):
                 await self.jobs.signal(await starting, 9)

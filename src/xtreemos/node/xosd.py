@@ -183,6 +183,7 @@ class Xosd:
         self._servers.append(await rpc.serve_tls("0.0.0.0", RPC_PORT, self.gate.context, self._methods(), self.gate.identify))
         self.spawn(self.jobs.follow(), "follow jobd")
         self.spawn(self.jobs.reap_orphans(), "orphans")
+        self.spawn(self.jobs.sweep(), "sweep")
 
     async def _grow(self, grid_file: GridFile, plan: growing.Plan) -> None:
         """Carry out the plan to become three before anything is served."""

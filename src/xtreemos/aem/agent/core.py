@@ -7,6 +7,7 @@ need to know of the jobs it started. How bytes get to a terminal is `ghosts`, ho
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import resource
@@ -18,10 +19,10 @@ from xtreemos.aem import options
 from xtreemos.aem.agent.local import LocalNode
 from xtreemos.aem.agent.nodes import Candidate, NodePool, NoNode
 from xtreemos.aem.agent.ports import Done, GoTo, Hello, NotMine, Run
-from xtreemos.aem.agent.remote import NodeDied, Placement, RemoteRun, start_params
+from xtreemos.aem.agent.remote import LOST_S, NodeDied, Placement, RemoteRun, start_params
 from xtreemos.aem.jobspec import JobSpec, Winsize, carried_env
-from xtreemos.errors import RemoteError, UsageError, XosError
-from xtreemos.fabric.rpc import ClientCall
+from xtreemos.errors import RemoteError, TryLater, Unreachable, UsageError, XosError
+from xtreemos.fabric.rpc import ClientCall, ConnectionLost
 from xtreemos.foundation.frames import Kind
 from xtreemos.names import job_id
 
@@ -193,16 +194,47 @@ class AgentCore:
         params = start_params(spec, attempt)
         if ticket:
             params["fds"] = ticket
-        call = await self.pool.open(node, "run.start", params)
-        self.pool.started(node)
-        try:
-            async with asyncio.timeout(START_S):
-                frame = await call.receive()
-        except TimeoutError:
-            call.close()
-            raise NodeDied(f"node {node} took the program and does not answer", "it may have started; see `xos ps`") from None
-        assert frame.kind is Kind.EVENT, "a start is answered by the event `started` first"
-        return Placement(node, call, attempt)
+        for trial in itertools.count(1):
+            call = await self.pool.open(node, "run.start", {**params, "trial": trial})
+            self.pool.started(node)
+            try:
+                async with asyncio.timeout(START_S):
+                    frame = await call.receive()
+            except TimeoutError:
+                call.close()
+                raise NodeDied(
+                    f"node {node} took the program and does not answer", "it may have started; see `xos ps`"
+                ) from None
+            except ConnectionLost as error:
+                placement = await self._make_sure(spec, attempt, trial, node)
+                if placement is not None:
+                    return placement
+                if ticket:  # the descriptors are gone with the daemon that held them
+                    raise TryLater(f"node {node} has just started again; nothing was started", "try again") from error
+                continue
+            assert frame.kind is Kind.EVENT, "a start is answered by the event `started` first"
+            return Placement(node, call, attempt)
+        raise AssertionError("counting has no end")
+
+    async def _make_sure(self, spec: JobSpec, attempt: int, trial: int, node: str) -> Placement | None:
+        """The line broke before the node said that it started: find the program there (returned), or have it never start (None).
+
+        Raises:
+            NodeDied: the node does not come back; nobody knows.
+        """
+        params = {"job": spec.job, "attempt": attempt, "trial": trial}
+        since = time.monotonic()
+        while time.monotonic() - since < LOST_S:
+            try:
+                answer = await self.pool.call(node, "run.void", params)
+                if not answer["here"]:
+                    return None
+                call = await self.reattach(node, {"job": spec.job, "attempt": attempt, "offsets": {}, "steal": True})
+                return Placement(node, call, attempt)
+            except (Unreachable, TryLater) as error:
+                log.info("node %s, is %s there? %s", node, spec.job, error)
+                await asyncio.sleep(FULL_WAIT_S)
+        raise NodeDied(f"node {node} took the program and is away since", "it may have started; see `xos ps`")
 
     async def reattach(self, node: str, params: dict[str, Any]) -> ClientCall:
         """Open the streams of a running job on `node` again."""
