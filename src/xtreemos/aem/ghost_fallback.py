@@ -385,7 +385,9 @@ class Ghost:
         self.path = f"{self.path.rpartition('/')[0]}/ghost-{vo.decode()}.sock"
         self.agent = self.connect(self.path)
         if self.agent is None or not self.send_hello():
-            exec_python(self.words)
+            name = vo.decode()
+            self.say(f"you are not logged in to VO {name}; log in first: xos login USER@{name}")
+            posix._exit(NOT_LOGGED_IN)  # noqa: SLF001  # nothing of ours to flush
 
     def on_message(self, message: bytes) -> None:
         tag, body = message[:1], message[1:]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -25,6 +26,8 @@ from xtreemos.aem.options import Parser
 from xtreemos.errors import EXIT_FAILURE, NotFound, UsageError, XosError
 from xtreemos.foundation import query
 from xtreemos.names import check_job
+
+log = logging.getLogger(__name__)
 
 ALL_NODES = 10_000
 ASK_S = 1.0
@@ -68,9 +71,15 @@ class CommandRun:
         record: dict[str, Any] = {"code": EXIT_FAILURE, "signal": None, "core": False}
         try:
             record["code"] = await work(self._out)
+        except options.HelpWanted as text:
+            record["code"] = 0
+            await self._out.write(str(text))
         except XosError as error:
             record["code"] = error.exit_code
             await self._out.error(error.line())
+        except Exception:
+            log.exception("command %s failed", self.token)
+            await self._out.error("the session's agent failed inside; see its log")
         except asyncio.CancelledError:
             record = {"code": None, "signal": self._killed_by or int(signal.SIGINT), "core": False}
         await self._events.put(Ended(record))
