@@ -40,6 +40,18 @@ def is_agent_command(words: list[str]) -> bool:
     return at < len(words) and words[at] in COMMANDS
 
 
+def without_grid(words: list[str]) -> list[str]:
+    """Return a command line without `--grid DIR` before the subcommand: the agent's session has its grid, and would send us back here."""
+    at = 0
+    kept = []
+    while at < len(words) and words[at].startswith("-"):
+        width = 2 if words[at] in _OPTIONS_WITH_VALUE else 1
+        if words[at] != "--grid":
+            kept += words[at : at + width]
+        at += width
+    return kept + words[at:]
+
+
 def run(argv: list[str]) -> NoReturn:
     """Become the ghost of this command line; says so if nobody is logged in."""
     if len(argv) >= 3 and argv[-1] in ("--help", "-h") and argv[1] in ("run", "sub"):
@@ -54,7 +66,7 @@ def run(argv: list[str]) -> NoReturn:
     from xtreemos.aem import ghost_fallback
 
     os.environ.pop("XOS_GHOST_FALLBACK", None)
-    ghost_fallback.main(argv[0], argv[1:])
+    ghost_fallback.main(argv[0], without_grid(argv[1:]))
     sys.exit(0)
 
 
