@@ -29,7 +29,6 @@ FROM_CODE = "<!-- Written by tools/reference.py out of the code; change it there
 SETTINGS = {
     "XOS_AGENT_DIR": "Folder of the session agent's sockets, in place of `$XDG_RUNTIME_DIR/xtreemos`.",
     "XOS_DEBUG": "Not empty: an error's causes are printed below its line.",
-    "XOS_GHOST_FALLBACK": "Set by the C front for the Python programs that it starts, so that they do not start it again.",
     "XOS_GRID": "Folder of the grid that commands speak to, as `--grid` does.",
     "XOS_INDEX": "Set in a job: its place in its array, from 0.",
     "XOS_JOB": "Set in a job: its job id.",

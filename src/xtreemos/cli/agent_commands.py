@@ -65,7 +65,6 @@ def run(argv: list[str]) -> NoReturn:
     _ensure_agent()
     from xtreemos.aem import ghost_fallback
 
-    os.environ.pop("XOS_GHOST_FALLBACK", None)
     ghost_fallback.main(argv[0], without_grid(argv[1:]))
     sys.exit(0)
 
