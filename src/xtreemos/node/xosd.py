@@ -284,6 +284,7 @@ class Xosd:
         while True:
             try:
                 await runtime.fabric.wait_connected(60)
+                await self.system.check_safe(1)
                 await runtime.serve_core(self.grid, self.system, lambda node, facts: self.welcome(runtime, node, facts))
                 break
             except XosError as error:
