@@ -11,6 +11,7 @@ import os
 
 import pexpect
 import pytest
+
 from gridkit import Grid, Shell
 
 

@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+
 from gridkit import Shell, until
 
 JOB = re.compile(r"j[a-z2-7]{12}")
@@ -36,7 +37,7 @@ HOLD = "until test -e release; do sleep 0.05; done"
 def test_ps_lists_ghosts_jobs_as_a_table_and_as_json(grid, shell):
     job = shell.begin("sleep 300", end="&")
     table = grid.out("xos ps")
-    assert re.search(rf"^{job} +n2 +running +\d+:\d\d +\d+\.\d\ds +\d+\.\dM sh -c", table, re.M)
+    assert re.search(rf"^{job} +n2 +running +\d+:\d\d +\d+\.\d\ds +\d+\.\dM sh -c", table, re.MULTILINE)
     row = next(row for row in json.loads(grid.out("xos ps --json")) if row["job"] == job)
     assert (row["user"], row["vo"], row["node"], row["tty"], row["detached"]) == ("alice", "demo", "n2", True, False)
     assert job not in grid.out("xos ps", user="bob")

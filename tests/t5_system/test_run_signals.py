@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from gridkit import until
 
 CATCHER = """
@@ -98,7 +99,8 @@ def test_a_hung_up_terminal_ends_the_program(grid, own_shell):
 
 def test_a_nohup_program_outlives_its_terminal(grid, own_shell):
     own_shell.do("nohup xos run --node n2 -- sh -c 'echo JOB; sleep 1237; sleep 1237' > nohup.txt 2>&1 < /dev/null &")
-    until(lambda: "JOB" in grid.file("n1", "/home/alice.demo/nohup.txt").read_text())
+    said = grid.file("n1", "/home/alice.demo/nohup.txt")
+    until(lambda: said.exists() and "JOB" in said.read_text())
     own_shell.end()
     assert tree(grid, "sleep 1237")
     grid.kill_all()
@@ -108,8 +110,12 @@ def test_a_nohup_program_outlives_its_terminal(grid, own_shell):
 def test_renice_of_the_ghost_reaches_the_program(grid, shell):
     shell.begin("sleep 1238", end="&")
     shell.do("renice -n 7 $! > /dev/null")
-    nices = lambda: grid.sh("ps -eo ni=,args= | grep '[s]leep 1238'", user=None, node="n2").stdout.decode()  # noqa: E731
-    until(lambda: [line.split()[0] for line in nices().splitlines() if "/init" not in line and "run/xos" not in line] == ["7", "7"], nices())
+
+    def nices():
+        text = grid.sh("ps -eo ni=,args= | grep '[s]leep 1238'", user=None, node="n2").stdout.decode()
+        return [line.split()[0] for line in text.splitlines() if "/init" not in line]
+
+    until(lambda: nices() == ["7", "7"], "both processes are nice")
     shell.do("kill -9 %1; wait %1")
 
 

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from gridkit import until
 
 MIB = 1 << 20
@@ -114,7 +115,7 @@ def test_a_slow_reader_holds_the_program_back_and_nobody_hoards(grid):
 
 def _written(grid, job):
     """Bytes that `head` of a job wrote so far, by the kernel's count."""
-    pids = grid.out(f"pgrep -f '[h]ead -c 67108864'", user=None, node="n2").split()
+    pids = grid.out("pgrep -f '[h]ead -c 67108864'", user=None, node="n2").split()
     text = [grid.file("n2", f"/proc/{pid}/io").read_text() for pid in pids]
     return max(int(one.partition("wchar: ")[2].split()[0]) for one in text)
 
@@ -141,7 +142,7 @@ def test_a_slow_program_holds_the_writer_back(grid, big):
 
 def _fill(fd, data):
     """Write until half a second long nothing fits; return how much went."""
-    import select  # noqa: PLC0415
+    import select
 
     sent = 0
     while select.select([], [fd], [], 0.5)[1]:

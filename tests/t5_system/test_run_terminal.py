@@ -7,6 +7,7 @@ import time
 import pexpect
 import pyte
 import pytest
+
 from gridkit import PROMPT, Shell, until
 
 VIM_MODE = "-- INSERT --"

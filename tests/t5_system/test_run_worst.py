@@ -11,6 +11,7 @@ import subprocess
 import time
 
 import pytest
+
 from gridkit import Shell, until
 
 MIB = 1 << 20
@@ -129,7 +130,7 @@ def test_a_killed_agent_ends_piped_programs_with_a_word_and_75(grid):
         grid.out("pkill -KILL -f '[a]em.agent .*--user bob'", user=None)
         out, said = process.communicate(timeout=60)
     assert out.split() == [b"75"]
-    assert said.count(b"\n") == 1 and b"agent" in said, said
+    assert (said.count(b"\n"), b"agent" in said) == (1, True), said
     assert grid.out("xos run --node n2 -- echo again", user="bob") == "again\n"
     grid.sh("for j in $(xos ps | awk 'NR>1 {print $1}'); do xos kill -9 $j; done", user="bob")
 

@@ -36,6 +36,8 @@ def is_agent_command(words: list[str]) -> bool:
     """Tell whether a command line is for the agent (options may stand before the subcommand)."""
     at = 0
     while at < len(words) and words[at].startswith("-"):
+        if words[at] in ("-h", "--help"):
+            return False
         at += 2 if words[at] in _OPTIONS_WITH_VALUE else 1
     return at < len(words) and words[at] in COMMANDS
 

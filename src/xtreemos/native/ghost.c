@@ -50,7 +50,8 @@ enum {
     RECONNECT_EVERY_MS = 100,
     UNANSWERED_SIGNAL_MS = 1000, /* an agent that does not answer must not keep Ctrl-C from working */
     EXIT_USAGE_ = 2,
-    EXIT_TRY_LATER = 75
+    EXIT_TRY_LATER = 75,
+    NOT_LOGGED_IN = 69
 };
 
 extern char **environ;
@@ -613,8 +614,10 @@ static void go_to(const char *vo, size_t n)
     close(agent);
     strcpy(socket_path, path);
     agent = connect_agent(socket_path);
-    if (agent < 0 || send_hello() < 0)
-        exec_python(given_argv); /* which knows how to say that there is no log-in to that VO */
+    if (agent < 0 || send_hello() < 0) {
+        dprintf(2, "xos: you are not logged in to VO %.*s; log in first: xos login USER@%.*s\n", (int)n, vo, (int)n, vo);
+        _exit(NOT_LOGGED_IN);
+    }
 }
 
 static void print_line(const char *data, size_t n)
