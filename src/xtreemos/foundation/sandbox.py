@@ -14,12 +14,13 @@ Layout of a job's folder: `bundle/` (config.json, rootfs/), `fifo/events`, later
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from xtreemos.errors import UsageError
 from xtreemos.foundation.jobd.model import FDS_FROM, FIFO_NAME
@@ -224,7 +225,7 @@ def write_bundle(folder: Path, spec: SandboxSpec) -> Path:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(target)
     make_fifo(Path(spec.fifo_dir), spec.uid)
-    (bundle / "config.json").write_text(json.dumps(bundle_config(spec)))
+    (bundle / "config.json").write_bytes(msgspec.json.encode(bundle_config(spec)))  # ten times as fast as the json module
     return bundle
 
 
