@@ -126,8 +126,8 @@ class Grid:
         return Path(f"/proc/{self.init_pid(node)}/root{path}")
 
     def pid(self, node: str, service: str) -> int:
-        """Process id, inside the node, of one of its services."""
-        return int(json.loads(self.file(node, "/run/xtreemos/pids.json").read_text())[service]["pid"])
+        """Process id, inside the node, of one of its services; 0 while it is not running."""
+        return int(json.loads(self.file(node, "/run/xtreemos/pids.json").read_text()).get(service, {}).get("pid", 0))
 
     def ps(self) -> list[dict]:
         """The rows of `xos ps -a --json`."""

@@ -24,7 +24,7 @@ def kill_xosd(grid, node):
     """SIGKILL; wait for its successor to serve."""
     before = grid.pid(node, "xosd")
     grid.sh(f"kill -9 {before}", user=None, node=node)
-    return lambda: until(lambda: grid.pid(node, "xosd") != before and grid.sh("xos nodes").stdout.count(b"\n") >= 3, f"xosd of {node} is back", 30)
+    return lambda: until(lambda: grid.pid(node, "xosd") not in (0, before) and grid.sh("xos nodes").stdout.count(b"\n") >= 3, f"xosd of {node} is back", 30)
 
 
 class Flow:
@@ -72,8 +72,8 @@ def test_killed_daemons_of_both_nodes_leave_terminals_and_pipes_untouched(grid, 
     own_shell.expect_exact("got two\r\n", timeout=20)
     assert until(lambda: grid.row(job), "the job is known again")["state"] == "running"
     own_shell.send("\x04")
-    own_shell.answer()
-    assert own_shell.code() == 5
+    said = own_shell.answer()
+    assert own_shell.code() == 5, said
     numbers.check()
 
 
@@ -104,8 +104,8 @@ def test_a_network_cut_of_five_seconds_is_healed_byte_exact_and_said(grid, numbe
     own_shell.send("two\n")
     own_shell.expect_exact("got two\r\n", timeout=30)
     own_shell.send("\x04")
-    own_shell.answer()
-    assert own_shell.code() == 5
+    said = own_shell.answer()
+    assert own_shell.code() == 5, said
     numbers.check()
 
 
@@ -119,8 +119,8 @@ def test_a_frozen_node_goes_on_when_it_is_thawed(grid, own_shell):
         grid.lab("thaw", "n2")
     own_shell.expect_exact("got typed while frozen\r\n", timeout=30)
     own_shell.send("\x04")
-    own_shell.answer()
-    assert own_shell.code() == 5
+    said = own_shell.answer()
+    assert own_shell.code() == 5, said
 
 
 def test_a_killed_agent_ends_piped_programs_with_a_word_and_75(grid):
