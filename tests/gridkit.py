@@ -36,7 +36,21 @@ class Shell(pexpect.spawn):
     """Bash on a real pty in node n1 as a grid user."""
 
     def __init__(self, grid: Grid, user: str = USER, node: str = "n1") -> None:
-        words = ["-m", "xtreemos.lab.enter", "--name", grid.name, node, "--user", user, "--", "bash", "--norc", "--noprofile", "--noediting", "-i"]
+        words = [
+            "-m",
+            "xtreemos.lab.enter",
+            "--name",
+            grid.name,
+            node,
+            "--user",
+            user,
+            "--",
+            "bash",
+            "--norc",
+            "--noprofile",
+            "--noediting",
+            "-i",
+        ]
         env = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT / "src"), "LC_ALL": "C.UTF-8"}
         super().__init__(
             sys.executable, words, env=env, encoding="utf-8", timeout=WAIT_S, dimensions=(30, 100), codec_errors="replace", preexec_fn=_default_sigpipe
@@ -44,7 +58,9 @@ class Shell(pexpect.spawn):
         self.delaybeforesend = None
         self.grid = grid
         self.expect(r"\$ ")
-        self.sendline(f"PS1='{PROMPT[:3]}''{PROMPT[3:]}' PS2=; bind 'set enable-bracketed-paste off' 2>/dev/null; alias r='xos run --node n2'")
+        self.sendline(
+            f"PS1='{PROMPT[:3]}''{PROMPT[3:]}' PS2=; bind 'set enable-bracketed-paste off' 2>/dev/null; alias r='xos run --node n2'"
+        )
         self.expect_exact(PROMPT)
 
     def do(self, command: str, timeout_s: float = WAIT_S) -> str:
@@ -101,13 +117,27 @@ class Grid:
 
     def inside(self, node: str, *argv: str, user: str | None = None) -> list[str]:
         """Return the words that run `argv` in a node, for subprocess."""
-        return [sys.executable, "-m", "xtreemos.lab.enter", "--name", self.name, node, *(["--user", user] if user else []), "--", *argv]
+        return [
+            sys.executable,
+            "-m",
+            "xtreemos.lab.enter",
+            "--name",
+            self.name,
+            node,
+            *(["--user", user] if user else []),
+            "--",
+            *argv,
+        ]
 
-    def sh(self, script: str, *, user: str | None = USER, node: str = "n1", stdin: bytes | int = b"", timeout_s: float = 60.0) -> subprocess.CompletedProcess[bytes]:
+    def sh(
+        self, script: str, *, user: str | None = USER, node: str = "n1", stdin: bytes | int = b"", timeout_s: float = 60.0
+    ) -> subprocess.CompletedProcess[bytes]:
         """Run a bash script in a node without a terminal; streams are bytes."""
         words = self.inside(node, "bash", "-c", f"shopt -s expand_aliases\nalias r='xos run --node n2'\n{script}", user=user)
         given = {"stdin": stdin} if isinstance(stdin, int) else {"input": stdin}
-        return subprocess.run(words, env=self.env, capture_output=True, check=False, timeout=timeout_s, preexec_fn=_default_sigpipe, **given)
+        return subprocess.run(
+            words, env=self.env, capture_output=True, check=False, timeout=timeout_s, preexec_fn=_default_sigpipe, **given
+        )
 
     def out(self, script: str, **how) -> str:
         """Run a bash script that must succeed; return what it printed."""

@@ -141,7 +141,14 @@ def test_attach_brings_back_a_job_whose_session_s_agent_died(grid, held):
         second = Shell(grid, user="bob")
         try:
             second.sendline(f"xos attach {job}")
-            until(lambda: next((row["state"] for row in json.loads(second.grid.out("xos ps --json", user="bob")) if row["job"] == job), "") == "running")
+            until(
+                lambda: (
+                    next(
+                        (row["state"] for row in json.loads(second.grid.out("xos ps --json", user="bob")) if row["job"] == job), ""
+                    )
+                    == "running"
+                )
+            )
             second.send("again\n")
             second.expect_exact("got again\r\n")
             second.send("\x04")

@@ -8,15 +8,13 @@ import signal
 
 import pytest
 
-from gridkit import until
-
 CODES = (0, 1, 2, 3, 64, 125, 126, 127, 128, 129, 200, 255)
 SIGNALS = ("HUP", "INT", "QUIT", "ABRT", "KILL", "SEGV", "USR1", "PIPE", "ALRM", "TERM", "USR2")
 BUSY = 'python3 -c "import time\nwhile time.process_time() < 0.5: pass"'
 
 
 def test_exit_codes_pass(grid):
-    text = grid.out(f"for c in {' '.join(map(str, CODES))}; do r -- sh -c \"exit $c\"; echo $?; done")
+    text = grid.out(f'for c in {" ".join(map(str, CODES))}; do r -- sh -c "exit $c"; echo $?; done')
     assert [int(word) for word in text.split()] == list(CODES)
 
 
@@ -68,7 +66,9 @@ def test_times_are_those_of_the_program(grid):
 
 
 def test_ps_tells_the_job_s_own_time_and_memory(grid):
-    program = "import sys, time\nx = bytearray(100 << 20)\nwhile time.process_time() < 1: pass\nprint(1, flush=True)\nsys.stdin.read()"
+    program = (
+        "import sys, time\nx = bytearray(100 << 20)\nwhile time.process_time() < 1: pass\nprint(1, flush=True)\nsys.stdin.read()"
+    )
     job = grid.out(
         f"rm -f out; mkfifo hold; exec 9<>hold; rm hold; xos run --node n2 -- python3 -c '{program}' <&9 > out 2> err & "
         "until test -s out; do sleep 0.05; done; xos ps --json; xos ps > table; xos kill -9 $(awk 'NR==2 {print $1}' table); wait"
@@ -84,7 +84,9 @@ def test_ps_tells_the_job_s_own_time_and_memory(grid):
 
 def test_umask_folder_limits_and_niceness_are_carried(grid):
     script = "umask; pwd; ulimit -n; ulimit -f; ulimit -v; nice; ulimit -Ss"
-    text = grid.out(f"umask 027; cd /tmp; ulimit -n 333; ulimit -f 4096; ulimit -v 9000000; ulimit -Ss 4096; nice -n 5 xos run --node n2 -- bash -c '{script}'")
+    text = grid.out(
+        f"umask 027; cd /tmp; ulimit -n 333; ulimit -f 4096; ulimit -v 9000000; ulimit -Ss 4096; nice -n 5 xos run --node n2 -- bash -c '{script}'"
+    )
     assert text.split() == ["0027", "/tmp", "333", "4096", "9000000", "5", "4096"]
 
 
@@ -96,7 +98,14 @@ def test_a_folder_that_is_not_there_is_replaced_by_home_and_said(grid):
 
 def test_environment_is_carried_minus_what_is_unsafe(grid):
     kept = {"FOO": "a b\nc", "EMPTY": "", "LC_TIME": "C", "BASH_ENV_X": "1", "TZ": "UTC"}
-    unsafe = {"LD_PRELOAD": "/nosuch.so", "LD_LIBRARY_PATH": "/x", "SSH_AUTH_SOCK": "/x", "TMUX": "1", "DBUS_SESSION_BUS_ADDRESS": "x", "KRB5CCNAME": "x"}
+    unsafe = {
+        "LD_PRELOAD": "/nosuch.so",
+        "LD_LIBRARY_PATH": "/x",
+        "SSH_AUTH_SOCK": "/x",
+        "TMUX": "1",
+        "DBUS_SESSION_BUS_ADDRESS": "x",
+        "KRB5CCNAME": "x",
+    }
     exports = "".join(f"export {name}=$'{value}'\n".replace("\nc", "\\nc") for name, value in {**kept, **unsafe}.items())
     rows = grid.sh(exports + "f() { :; }; export -f f; r -- env -0").stdout.decode().split("\0")
     env = dict(row.split("=", 1) for row in rows if row)

@@ -86,7 +86,9 @@ def test_pipelines_of_far_programs_end_and_sigpipe_reaches_back(grid):
 
 
 def test_a_closed_standard_input_is_felt_by_the_writer(grid):
-    text = grid.out("yes | r -- sh -c 'exec <&-; until test -e go; do sleep 0.02; done' & while pgrep -x yes; do sleep 0.02; done > /dev/null; r -- touch go; wait; r -- rm go; echo felt")
+    text = grid.out(
+        "yes | r -- sh -c 'exec <&-; until test -e go; do sleep 0.02; done' & while pgrep -x yes; do sleep 0.02; done > /dev/null; r -- touch go; wait; r -- rm go; echo felt"
+    )
     assert text == "felt\n"
 
 
@@ -94,12 +96,16 @@ def test_a_slow_reader_holds_the_program_back_and_nobody_hoards(grid):
     """64 MiB are written by the program as fast as it may; the reader takes the first byte and then nothing."""
     carriers = {("n1", agent_pid(grid)), ("n2", grid.pid("n2", "xosd")), ("n2", grid.pid("n2", "jobd"))}
     before = {who: resident_mib(grid, *who) for who in carriers}
-    words = grid.inside("n1", "bash", "-c", "xos run --node n2 -- sh -c 'head -c 67108864 /dev/zero; echo done > $HOME/held'", user="alice")
+    words = grid.inside(
+        "n1", "bash", "-c", "xos run --node n2 -- sh -c 'head -c 67108864 /dev/zero; echo done > $HOME/held'", user="alice"
+    )
     held = grid.file("n2", "/home/alice.demo/held")
     held.unlink(missing_ok=True)
     with subprocess.Popen(words, env=grid.env, stdout=subprocess.PIPE) as process:
         assert process.stdout.read(1) == b"\0"
-        job = until(lambda: [row for row in grid.ps() if "67108864" in row["command"] and row["state"] == "running"], "the job runs")[0]["job"]
+        job = until(
+            lambda: [row for row in grid.ps() if "67108864" in row["command"] and row["state"] == "running"], "the job runs"
+        )[0]["job"]
         settled = until(lambda: _same_twice(lambda: _written(grid, job)), "the program is held back")
         assert settled < 8 * MIB
         assert not held.exists()
@@ -127,7 +133,13 @@ def _same_twice(read):
 
 def test_a_slow_program_holds_the_writer_back(grid, big):
     """The program reads nothing for a while: what lies between is a few windows."""
-    words = grid.inside("n1", "bash", "-c", "xos run --node n2 -- sh -c 'until test -e $HOME/go; do sleep 0.02; done; cat | sha256sum'", user="alice")
+    words = grid.inside(
+        "n1",
+        "bash",
+        "-c",
+        "xos run --node n2 -- sh -c 'until test -e $HOME/go; do sleep 0.02; done; cat | sha256sum'",
+        user="alice",
+    )
     go = grid.file("n2", "/home/alice.demo/go")
     go.unlink(missing_ok=True)
     with subprocess.Popen(words, env=grid.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -222,7 +222,16 @@ def test_htop_draws_and_quits(shell, sane):
 
 
 @pytest.mark.parametrize(
-    "script", ["true", "exit 3", "kill -9 $$", "kill -SEGV $$", "stty raw -echo; exit 3", "stty -icanon; kill -9 $$", "tput smcup 2>/dev/null; kill -TERM $$"]
+    "script",
+    [
+        "true",
+        "exit 3",
+        "kill -9 $$",
+        "kill -SEGV $$",
+        "stty raw -echo; exit 3",
+        "stty -icanon; kill -9 $$",
+        "tput smcup 2>/dev/null; kill -TERM $$",
+    ],
 )
 def test_the_terminal_is_sane_after_every_end_of_the_program(shell, sane, script):
     shell.do(f"r -- sh -c '{script}'")

@@ -24,7 +24,11 @@ def kill_xosd(grid, node):
     """SIGKILL; wait for its successor to serve."""
     before = grid.pid(node, "xosd")
     grid.sh(f"kill -9 {before}", user=None, node=node)
-    return lambda: until(lambda: grid.pid(node, "xosd") not in (0, before) and grid.sh("xos nodes").stdout.count(b"\n") >= 3, f"xosd of {node} is back", 30)
+    return lambda: until(
+        lambda: grid.pid(node, "xosd") not in (0, before) and grid.sh("xos nodes").stdout.count(b"\n") >= 3,
+        f"xosd of {node} is back",
+        30,
+    )
 
 
 class Flow:
@@ -83,7 +87,13 @@ def test_bulk_data_is_byte_exact_over_killed_daemons(grid):
     path = grid.file("n1", "/home/alice.demo/bulk")
     path.write_bytes(data)
     path.chmod(0o644)
-    words = grid.inside("n1", "bash", "-c", "cat bulk | xos run --node n2 -- cat | (head -c 1000000; echo started >&2; cat) | sha256sum", user="alice")
+    words = grid.inside(
+        "n1",
+        "bash",
+        "-c",
+        "cat bulk | xos run --node n2 -- cat | (head -c 1000000; echo started >&2; cat) | sha256sum",
+        user="alice",
+    )
     with subprocess.Popen(words, env=grid.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr.readline() == b"started\n"
         kill_xosd(grid, "n2")()
@@ -124,7 +134,9 @@ def test_a_frozen_node_goes_on_when_it_is_thawed(grid, own_shell):
 
 
 def test_a_killed_agent_ends_piped_programs_with_a_word_and_75(grid):
-    words = grid.inside("n1", "bash", "-c", "xos run --node n2 -- sh -c 'echo READY; sleep 300' | cat; echo ${PIPESTATUS[0]}", user="bob")
+    words = grid.inside(
+        "n1", "bash", "-c", "xos run --node n2 -- sh -c 'echo READY; sleep 300' | cat; echo ${PIPESTATUS[0]}", user="bob"
+    )
     with subprocess.Popen(words, env=grid.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"READY\n"
         grid.out("pkill -KILL -f '[a]em.agent .*--user bob'", user=None)
@@ -157,7 +169,10 @@ def test_a_dead_node_ends_programs_with_75_and_retried_ones_start_elsewhere(grid
         retried.expect_exact("RUN=n2\r\n")
         piped = _begin(grid, "xos run --node n2 -- sh -c 'echo READY; sleep 300'")
         plenty = _begin(grid, f"head -c 3000000 /dev/zero | xos run --retry 2 -- sh -c 'head -c 2500000 | wc -c; {HERE}'")
-        little = _begin(grid, f"(echo input; sleep 0.1; echo more) | xos run --retry 2 -- sh -c 'read x; echo $XOS_NODE $x; {HERE}; cat; exit 6'")
+        little = _begin(
+            grid,
+            f"(echo input; sleep 0.1; echo more) | xos run --retry 2 -- sh -c 'read x; echo $XOS_NODE $x; {HERE}; cat; exit 6'",
+        )
         detached = grid.out(f"xos sub --retry 2 -- sh -c '{HERE}; echo $XOS_NODE'").strip()
         until(lambda: grid.row(detached).get("node") == "n2", "the detached job runs on n2")
         grid.lab("kill", "n2")
