@@ -33,8 +33,15 @@ def test_signals_before_the_program_wait_for_it():
     assert gm.SignalProgram(10) in one.on(LAUNCHED)
 
 
-def test_ctrl_c_before_the_program_gives_up():
+def test_a_signal_that_ends_programs_waits_for_the_program_which_may_run_already():
     one = gm.GhostMachine()
+    assert one.on(wire.Signalled(15)) == ()
+    assert gm.SignalProgram(15) in one.on(LAUNCHED)
+
+
+def test_a_second_ctrl_c_before_the_program_gives_up():
+    one = gm.GhostMachine()
+    assert one.on(wire.Signalled(2)) == ()
     assert one.on(wire.Signalled(2)) == (gm.CancelLaunch(), gm.Tell(wire.die(2, core=False)), gm.Close())
     assert one.on(LAUNCHED) == ()
 

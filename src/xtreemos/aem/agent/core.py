@@ -7,10 +7,12 @@ need to know of the jobs it started. How bytes get to a terminal is `ghosts`, ho
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
 import resource
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -52,6 +54,7 @@ class AgentCore:
         self.local = local
         self.commands = commands
         self.runs: dict[str, RemoteRun] = {}
+        self._ending: set[asyncio.Task[None]] = set()
 
     # -- words -----------------------------------------------------------------------------------------------------------
 
@@ -205,6 +208,9 @@ class AgentCore:
                 raise NodeDied(
                     f"node {node} took the program and does not answer", "it may have started; see `xos ps`"
                 ) from None
+            except asyncio.CancelledError:
+                self._unwanted(call, spec)
+                raise
             except ConnectionLost as error:
                 placement = await self._make_sure(spec, attempt, trial, node)
                 if placement is not None:
@@ -215,6 +221,22 @@ class AgentCore:
             assert frame.kind is Kind.EVENT, "a start is answered by the event `started` first"
             return Placement(node, call, attempt)
         raise AssertionError("counting has no end")
+
+    def _unwanted(self, call: ClientCall, spec: JobSpec) -> None:
+        """Nobody waits for a program any more whose start is under way: end it when it is there."""
+
+        async def end() -> None:
+            call.send_event({"type": "signal", "signal": int(signal.SIGKILL)})
+            with contextlib.suppress(XosError, TimeoutError):  # if this fails the node ends it, as an orphan
+                async with asyncio.timeout(START_S):
+                    while (frame := await call.receive()).kind is not Kind.RESULT:
+                        if frame.kind is Kind.DATA:
+                            call.send_ack(frame.stream, frame.offset + len(frame.body))
+            call.close()
+
+        task = asyncio.create_task(end(), name=f"end {spec.job}")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
     async def _make_sure(self, spec: JobSpec, attempt: int, trial: int, node: str) -> Placement | None:
         """The line broke before the node said that it started: find the program there (returned), or have it never start (None).

@@ -283,14 +283,15 @@ class GhostMachine:
         number = event.signal
         if self.state is State.RUNNING:
             return (SignalProgram(number),)
+        if self.state is State.LAUNCHING and number not in self._early and number not in _STOPPING:
+            self._early.append(number)  # a program with the ghost's own descriptors may run before we hear of it: it decides
+            return ()
         if number in _ENDING:
             first: Effect = CancelLaunch() if self.state is State.LAUNCHING else DropOutput()
             return (first, *self._finish(wire.die(number, core=False)))
         if number in _STOPPING:  # there is no program (yet, or any more) that could stop first
             self._stops_told += 1
             return (Tell(wire.stop(number)),)
-        if self.state is State.LAUNCHING and number not in self._early:
-            self._early.append(number)
         return ()
 
     def _on_woken(self, event: wire.WokenUp) -> Effects:
