@@ -59,7 +59,7 @@ from xtreemos.vo.tls import Gate
 log = logging.getLogger("xtreemos.node.xosd")
 
 FACTS_S = 2.0  # live facts are read at most this often
-LAST_WORDS_S = 0.5  # a revoked session's programs tell how they ended before its connections go
+LAST_WORDS_S = 1.5  # a revoked session's programs tell how they ended before its connections go
 ANSWER_S = 0.5  # a revoked connection lives this much longer: the answer to the log-out that revoked it is still on the way
 
 
