@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from xtreemos.errors import EXIT_TRY_LATER, EXIT_UNREACHABLE
 from xtreemos.lab import store
 from xtreemos.lab.model import VO, Lab, LabError, Node
 from xtreemos.lab.view import checkout
@@ -66,7 +67,7 @@ def wait_ready(lab: Lab, node: Node, admin: str) -> None:
     wanted = {member.name for member in lab.nodes if member.init}
     end = time.monotonic() + READY_WAIT_S + READY_WAIT_PER_NODE_S * len(wanted)
     while True:
-        seen = {str(row["node"]) for row in _json(lab, node, ["nodes", "--json"], user=admin)}
+        seen = {str(row["node"]) for row in _json_if_up(lab, node, ["nodes", "--json"], user=admin) or []}
         if wanted <= seen and all(_carries(lab, member) for member in lab.nodes if member.core and member.init):
             return
         if time.monotonic() > end:
@@ -77,12 +78,24 @@ def wait_ready(lab: Lab, node: Node, admin: str) -> None:
 
 def _carries(lab: Lab, node: Node) -> bool:
     """Tell whether a core node carries its part: with three of them the fabric grows after the last has joined."""
-    status = _json(lab, node, ["status", "--json"])
-    return bool(status["core"]) and all(row["cda"] and row["connected"] for row in status["vos"])
+    status = _json_if_up(lab, node, ["status", "--json"])
+    return status is not None and bool(status["core"]) and all(row["cda"] and row["connected"] for row in status["vos"])
+
+
+def _json_if_up(lab: Lab, node: Node, words: Sequence[str], *, user: str | None = None) -> Any:
+    """As `_json`, but None while a service is away: a core node's xosd starts anew when the fabric grows."""
+    done = run_in(lab, node, ["xos", *words], user=user)
+    if done.returncode in (EXIT_UNREACHABLE, EXIT_TRY_LATER):
+        return None
+    return _json_of(lab, node, words, done)
 
 
 def _json(lab: Lab, node: Node, words: Sequence[str], *, user: str | None = None) -> Any:
-    text = _xos(lab, node, words, user=user)
+    return _json_of(lab, node, words, run_in(lab, node, ["xos", *words], user=user))
+
+
+def _json_of(lab: Lab, node: Node, words: Sequence[str], done: subprocess.CompletedProcess[str]) -> Any:
+    text = _printed(lab, node, words, done)
     try:
         return json.loads(text)
     except ValueError as bad:
@@ -91,7 +104,10 @@ def _json(lab: Lab, node: Node, words: Sequence[str], *, user: str | None = None
 
 def _xos(lab: Lab, node: Node, words: Sequence[str], *, user: str | None = None, stdin: str = "") -> str:
     """Run `xos WORDS` in a node and return what it printed; raise LabError with its last complaint."""
-    done = run_in(lab, node, ["xos", *words], user=user, stdin=stdin)
+    return _printed(lab, node, words, run_in(lab, node, ["xos", *words], user=user, stdin=stdin))
+
+
+def _printed(lab: Lab, node: Node, words: Sequence[str], done: subprocess.CompletedProcess[str]) -> str:
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
         step = " ".join(words[:2])
