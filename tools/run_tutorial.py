@@ -6,8 +6,10 @@
 
     <!-- password: USER -->       her password is typed when it is asked for
     <!-- keys: TEXT -->           is typed into the program once it has drawn its screen; escapes as in Python
+    <!-- once: PROMPT TEXT -->    the keys are typed when the window of PROMPT shows TEXT
     <!-- WORD is: REGEX -->       from here on, WORD in commands is what group 1 of REGEX found last in all output so far
     <!-- type: TEXT -->           is typed, with Enter, each time the program asks for a password
+    <!-- leave: yes -->           the command still runs when the reader goes on
     <!-- within: SECONDS -->      how long each command of the block may take, in place of WAIT_S
 """
 
@@ -32,7 +34,7 @@ UP_WAIT_S = 180.0
 QUIET_S = 1.0
 PROMPT = "next-command> "
 KEYS = {"^Z": "\x1a", "^C": "\x03"}
-_PROMPTS = re.compile(r"(host#|alice@n1\$|root@n\d#) (.*)")
+_PROMPTS = re.compile(r"(host#|alice@n\d\$|root@n\d#) (.*)")
 _BLOCK = re.compile(r"((?:^<!-- .*? -->\n)*)^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _DIRECTIVE = re.compile(r"<!-- (.*?): (.*?) -->")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()=>][0-9A-B]?|[\r\x03\x1a]")
@@ -97,6 +99,7 @@ class Window:
         self.child: pexpect.spawn[str] = pexpect.spawn("bash", words, env=env, dimensions=(24, 500), encoding="utf-8", codec_errors="replace", cwd=ROOT)
         self.child.delaybeforesend = None
         self.text = ""
+        self.left = False  # a command still runs here
         self.set_prompt()
 
     def set_prompt(self) -> None:
@@ -150,16 +153,24 @@ class Reader:
             window.child.sendline(f"{XOS} lab exec --name {self.name} {command.prompt[5:-1]} -- bash --norc --noprofile --noediting")
             window.child.expect(r"bash-.*# ", timeout=WAIT_S)
             window.set_prompt()
-        if command.text.endswith("--user alice -- bash"):
-            self.windows["alice@n1$"] = window = Window()
+        opened = re.fullmatch(r"xos lab exec (n\d) --user alice -- bash", command.text)
+        if opened:
+            self.windows[f"alice@{opened[1]}$"] = window = Window()
             window.child.sendline(text)
-            window.child.expect(r"@n1:.*\$ ", timeout=WAIT_S)
+            window.child.expect(r"@n\d:.*\$ ", timeout=WAIT_S)
             window.set_prompt()
             return
         window = self.windows[command.prompt]
+        if window.left:
+            self.wait_text(command.prompt, PROMPT)
+            window.left = False
         window.text = ""
         window.child.sendline(text)
         self.press(command, window)
+        if "leave" in command.directives:
+            self.wait_lines(command.expected, window)
+            window.left = True
+            return
         self.wait(command, window)
 
     def localized(self, text: str) -> str:
@@ -178,14 +189,26 @@ class Reader:
             window.text += f"{window.child.before}{window.child.after}"
             passwords = json.loads((Path.home() / ".local/state/xtreemos/lab" / self.name / "users.json").read_text())
             window.child.sendline(passwords[user])
-        if "keys" in command.directives:
+        if "once" in command.directives:
+            self.wait_text(*command.directives["once"].split(" ", 1))
+        elif "keys" in command.directives:
             window.wait_quiet(WAIT_S)
+        if "keys" in command.directives:
             window.child.send(command.directives["keys"].encode().decode("unicode_escape"))
         for place, line in enumerate(command.expected):
             if line in KEYS:
                 self.wait_job()
                 self.wait_lines(command.expected[:place], window)
                 window.child.send(KEYS[line])
+
+    def wait_text(self, prompt: str, text: str) -> None:
+        """Wait until a window shows a text."""
+        window = self.windows[prompt]
+        end = time.monotonic() + WAIT_S
+        while text not in window.text:
+            window.read()
+            if time.monotonic() > end:
+                raise Differs(f"the window {prompt} does not show {text!r}")
 
     def wait_lines(self, expected: list[str], window: Window) -> None:
         """Wait until exactly these lines have been printed."""
