@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -243,11 +244,13 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Soak, and say how it went."""
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the lab is taken down
     lab = Lab(options.lab or options.name)
     good = True
     try:
         if not options.lab:
             say("making a lab of three core nodes")
+            lab.do("down")  # what a killed run left
             lab.do("up", "--nodes", "3")
         before = {node: lab.usage(node) for node in NODES}
         if options.runs:

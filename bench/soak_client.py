@@ -23,9 +23,12 @@ from pathlib import Path
 from typing import Any
 
 RUN = ["xos", "run", "--"]
-ENDS_S = 240.0
+ENDS_S = 120.0
 HANDS = 4
 LOSSES = 2  # how often a job with --retry may be started again
+
+
+SAID = threading.local()  # code and standard error of the last program of a thread
 
 
 class Wrong(Exception):
@@ -46,11 +49,13 @@ def ours(text: bytes) -> str:
 def finish(process: subprocess.Popen[bytes], data: bytes | None = None) -> tuple[bytes, bytes]:
     """Give `data`, take everything, wait for the end; Wrong if there is none."""
     try:
-        return process.communicate(data, timeout=ENDS_S)
+        out, err = process.communicate(data, timeout=ENDS_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
         raise Wrong(f"no end after {ENDS_S:g} s") from None
+    SAID.last = (process.returncode, err)
+    return out, err
 
 
 def start(argv: list[str], *options: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
@@ -202,10 +207,11 @@ def at_once(count: int, mib: int) -> dict[str, Any]:
 
     def one(index: int) -> None:
         kind = KINDS[index % len(KINDS)]
+        SAID.last = None
         try:
             kind(index, mib)
         except Exception as error:  # noqa: BLE001  # whatever went wrong is the finding
-            bad.append(f"{kind.__name__} {index}: {error!r}")
+            bad.append(f"{kind.__name__} {index}: {error!r}; it ended with {str(SAID.last)[-300:]}")
 
     threads = [threading.Thread(target=one, args=(index,)) for index in range(count)]
     for thread in threads:

@@ -282,6 +282,24 @@ def test_not_found_is_said_in_one_clear_line(kit):
     assert outcome.exit["reason"] == "program not found"
 
 
+def test_a_signal_sent_again_over_a_new_line_is_taken_once(kit, client):
+    job = kit.start(client, sh("n=0; trap 'n=$((n+1)); echo usr1 $n' USR1; trap 'exit $n' TERM; echo ready; while :; do sleep 0.05; done"))
+    channel = client.open("attach", {"job": job})
+    output = b""
+    for frame in client.frames(channel):
+        output += frame.body if frame.kind is Kind.DATA else b""
+        if output == b"ready\n" and frame.kind is Kind.DATA:
+            client.send(Kind.EVENT, channel, {"type": "signal", "signal": 10, "number": 1})
+        if b"usr1 1" in output:
+            break
+    again = client.open("attach", {"job": job, "steal": True})
+    first = next(frame for frame in client.frames(again) if frame.kind is Kind.EVENT)
+    assert (first.body["type"], first.body["signals"]) == ("attached", 1)
+    client.send(Kind.EVENT, again, {"type": "signal", "signal": 10, "number": 1})
+    client.send(Kind.EVENT, again, {"type": "signal", "signal": 15, "number": 2})
+    assert collect(client, again).exit["code"] == 1
+
+
 def test_stop_and_continue_reach_the_whole_tree_and_are_reported(kit, client):
     job = kit.start(client, sh("sleep 1000 & sleep 1000; true"))
     # not while the shell waits in vfork: the kernel stops it only when its child has gone on, here as anywhere

@@ -192,8 +192,9 @@ class LocalJobs:
         self._alive.set()
         plan = plan_recovery(self.store.live("run"), known, life)
         for row in known.values():
-            if row.get("exit") is not None and self.live[row["job"]].exit is None:
-                await self._ended(self.live[row["job"]], row["exit"])
+            running = self.live.get(row["job"])  # None: ended and forgotten while we worked on others
+            if row.get("exit") is not None and running is not None and running.exit is None:
+                await self._ended(running, row["exit"])
         lost = [Ended(one.job, one.attempt, Cause.LOST, f"node {self.node} went down while it ran") for one in plan.lost]
         if lost:
             await self.commit.do(self.store.ended, lost, time.time())

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +30,7 @@ RECONNECT_EVERY_S = 0.5
 SAY_AFTER_S = 1.5  # the user reads what is going on after so long without contact
 REPLAY_BYTES_MAX = WINDOW_BYTES  # standard input kept for another attempt: what fits one window
 EVENTS_MAX = 64
+SIGNALS_MAX = 64
 ANSWER_S = 5.0
 STDIN = 0
 SAID_ALREADY = frozenset({REASON_NOT_FOUND, REASON_NOT_EXECUTABLE})  # by the far side on standard error, as a shell would
@@ -100,7 +102,9 @@ class RemoteRun:
         self._broken: set[int] = set()
         self._killed_by: int | None = None
         self._away = False
-        self._unsent_signals: list[int] = []
+        self._told_away = False
+        self._signals: deque[tuple[int, int]] = deque(maxlen=SIGNALS_MAX)  # (number, signal) that jobd may not have yet
+        self._signal_count = 0
         self._first: Frame | None = None
         self._task = asyncio.create_task(self._follow(), name=f"follow {spec.job}")
 
@@ -175,17 +179,25 @@ class RemoteRun:
                 self._killed_by = number
                 self._task.cancel()
             return
-        if not self._away:
-            self.placement.call.send_event({"type": "signal", "signal": number})
-        elif number in ENDING_SIGNALS:
+        if self._told_away and number in ENDING_SIGNALS:
             # The user does not want to wait for a node that does not answer; its own rule ends a job that nobody comes back to.
             text = f"xos: gave up waiting for node {self.node}; job {self.spec.job} may still run there until the node notices"
             self._killed_by = number
             self._task.cancel()
             self._events.put_nowait(Message(text))
             self._events.put_nowait(Ended({"code": None, "signal": number, "core": False}))
-        else:
-            self._unsent_signals.append(number)
+            return
+        self._signal_count += 1
+        self._signals.append((self._signal_count, number))
+        if not self._away:
+            self.placement.call.send_event({"type": "signal", "signal": number, "number": self._signal_count})
+
+    def _send_signals_again(self, taken: int) -> None:
+        """Send what was on its way when the line broke; jobd has those up to `taken`."""
+        while self._signals and self._signals[0][0] <= taken:
+            self._signals.popleft()
+        for count, number in self._signals:
+            self.placement.call.send_event({"type": "signal", "signal": number, "number": count})
 
     async def winsize(self, rows: int, cols: int) -> None:
         """The terminal has a new size."""
@@ -288,7 +300,8 @@ class RemoteRun:
         elif kind == "state" and body.get("state") == "running":
             await self._events.put(Continued())
         elif kind == "attached":
-            accepted = int(body.get("stdin", 0))
+            accepted, taken = int(body.get("stdin", 0)), int(body.get("signals", 0))
+            self._signal_count = max(self._signal_count, taken)
             if STDIN in self._joining:
                 self._joining.discard(STDIN)
                 self._stdin.acked = self._stdin.sent = accepted
@@ -340,7 +353,7 @@ class RemoteRun:
                     break  # the node answers and knows the job no more: it died and came back, or fenced it
                 except (Unreachable, TryLater):
                     if not said and time.monotonic() - since > SAY_AFTER_S:
-                        said = True
+                        said = self._told_away = True
                         await self._events.put(
                             Message(f"xos: no contact with node {self.placement.node}; waiting up to {LOST_S:g} s")
                         )
@@ -350,7 +363,7 @@ class RemoteRun:
                         await self._events.put(Message(f"xos: node {self.placement.node} is back; the program went on"))
                     return True
         finally:
-            self._away = False
+            self._away = self._told_away = False
         return await self._start_again(f"node {self.placement.node} died")
 
     async def _attach_again(self) -> None:
@@ -369,9 +382,7 @@ class RemoteRun:
             call.send_event({"type": "broken", "stream": stream})
         if self._winsize is not None:
             call.send_event({"type": "winsize", "rows": self._winsize.rows, "cols": self._winsize.cols})
-        for number in self._unsent_signals:
-            call.send_event({"type": "signal", "signal": number})
-        self._unsent_signals.clear()
+        self._send_signals_again(int(first.body.get("signals", 0)) if isinstance(first.body, dict) else 0)
         self._first = first
 
     async def _start_again(self, why: str) -> bool:
@@ -390,6 +401,8 @@ class RemoteRun:
         for stream, window in self._outputs.items():
             self._stale[stream] += window.offset - self._consumed[stream]
         self._reset_streams()
+        self._signals.clear()
+        self._signal_count = 0
         for stream in self._broken:
             self.placement.call.send_event({"type": "broken", "stream": stream})
         for data in self._replay:

@@ -110,6 +110,7 @@ class Job:
         self._when_started: Callable[[XosError | None], None] | None = None
         self._settled = False  # the exit record is on disk
         self._attachment: Attachment | None = None
+        self._signals = 0  # number of the last signal taken from an attachment that numbers them
 
     # --- start -------------------------------------------------------------------------------------------------------------
 
@@ -319,7 +320,7 @@ class Job:
         self._attachment = attachment
         attachment.connection.channels[attachment.channel] = self
         accepted = self._writer.stream.accepted if self._writer else 0
-        attachment.event(type="attached", stdin=accepted)
+        attachment.event(type="attached", stdin=accepted, signals=self._signals)
         if self._writer is None or self._writer.stream.broken:
             self._on_input_broken()
         if self.machine.state is not State.EXITED:
@@ -381,6 +382,13 @@ class Job:
                 self._writer.stream.on_eof(frame.offset)
             self._writer.push()
 
+    def _is_news(self, number: Any) -> bool:
+        """Tell whether a signal was not taken before: after a broken line its sender sends again what it is not sure of."""
+        if not isinstance(number, int):
+            return True  # it does not count them
+        news, self._signals = number > self._signals, max(number, self._signals)
+        return news
+
     def _on_event(self, body: Any) -> None:
         kind = body.get("type") if isinstance(body, dict) else None
         if kind == "winsize":
@@ -389,7 +397,7 @@ class Job:
             except BadRequest as cause:
                 raise BadFrame("a window size out of range") from cause
         elif kind == "signal" and isinstance(body.get("signal"), int) and 0 < body["signal"] < 65:
-            if self.machine.state in (State.RUNNING, State.STOPPED):
+            if self._is_news(body.get("number")) and self.machine.state in (State.RUNNING, State.STOPPED):
                 self.signal(body["signal"])
         elif kind == "renice" and isinstance(body.get("nice"), int):
             self.renice(body["nice"])
