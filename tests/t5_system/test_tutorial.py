@@ -10,7 +10,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.skipif(not os.environ.get("XOS_PAGES"), reason="takes two minutes; XOS_PAGES=1 follows the tutorial and the operators' page")
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("page", ["tutorial.md", "how-to/operators.md"])
 def test_a_page_can_be_followed_word_for_word(page):
