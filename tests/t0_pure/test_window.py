@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xtreemos.foundation.jobd.streams import OutStream
 from xtreemos.foundation.window import ReceiveWindow, SendWindow, StreamBroken
 
 
@@ -57,3 +58,12 @@ def test_stream_is_drained_when_ended_and_acknowledged() -> None:
     assert not sender.drained
     sender.on_ack(3)
     assert sender.drained
+
+
+def test_a_stream_that_nobody_reads_any_more_can_be_attached_to_at_any_offset():
+    stream = OutStream()
+    stream.put(b"x" * 1000)
+    stream.take()
+    stream.give_up()
+    stream.seek(500)  # what a reader had when it broke
+    assert (stream.take(), stream.drained) == (None, True)

@@ -215,3 +215,13 @@ def test_a_store_of_a_newer_version_or_a_broken_file_is_refused(tmp_path):
     (tmp_path / "noise.db").write_bytes(b"noise" * 1000)
     with pytest.raises(StoreBroken):
         NodeStore(tmp_path / "noise.db")
+
+
+def test_a_foreground_attempt_that_was_withdrawn_may_be_accepted_again():
+    store = NodeStore(":memory:")
+    offer = Offer("j1", 1, "alice", "true", b"spec", origin="run")
+    assert store.accept([offer], 0.0)[0].said is Said.ACCEPTED
+    store.ended([Ended("j1", 1, Cause.LOST)], 1.0)
+    store.withdraw("j1", 1)
+    assert store.accept([offer], 2.0)[0].said is Said.ACCEPTED
+    assert store.hand_over([("j1", 1)], "life") == [("j1", 1)]

@@ -286,6 +286,11 @@ class NodeStore:
                     news.append((end.job, end.attempt))
         return news
 
+    def withdraw(self, job: str, attempt: int) -> None:
+        """Take back the record of a foreground attempt that certainly does not run and never will."""
+        with self.batch():
+            self._db.execute("DELETE FROM attempt WHERE job = ? AND attempt = ? AND origin = 'run'", (job, attempt))
+
     def call_off(self, job: str, attempt: int, now_at: float) -> bool:
         """Make sure that an attempt never starts here; return True if it may be running, so that it must be signalled.
 

@@ -110,6 +110,7 @@ class JobNetPool:
         self._node_ports = tuple(node_ports)
         self._ready: deque[JobNet] = deque()
         self._used: set[int] = set()
+        self._leaving: set[int] = set()  # being destroyed
         self._last = FIRST - 1
         self._lock = threading.Lock()
 
@@ -145,14 +146,16 @@ class JobNetPool:
         Twice in the pool it would be given to two jobs at once, perhaps of two VOs.
         """
         with self._lock:
-            if net in self._ready or net.number not in self._used:
+            if net in self._ready or net.number not in self._used or net.number in self._leaving:
                 return
             if len(self._ready) < self._size:
                 self._ready.append(net)
                 return
+            self._leaving.add(net.number)
         self._destroy(net.interface, Path(net.path))
         with self._lock:
             self._used.discard(net.number)
+            self._leaving.discard(net.number)
 
     @property
     def ready_count(self) -> int:

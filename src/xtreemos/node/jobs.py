@@ -138,6 +138,7 @@ class LocalJobs:
         self.life = ""
         self.on_detached_ended: DetachedEnded | None = None
         self.on_jobd: JobdKnows | None = None
+        self.adopt_net: Callable[[str | None], str | None] = lambda _path: None
         self._jobd: rpc.Peer | None = None
         self._system = sandbox.probe_system()
         self._changed = asyncio.Condition()
@@ -184,7 +185,8 @@ class LocalJobs:
         known = {split_key(row["job"]): row for row in rows}
         self.life = life
         for key, row in known.items():
-            self.live.setdefault(row["job"], _running(row, *key))  # one that is attached keeps its count
+            if row["job"] not in self.live:  # one that is attached keeps its count
+                self.live[row["job"]] = _running(row, *key, self.adopt_net)
         for running in [one for one in self.live.values() if one.started.is_set() and split_key(one.key) not in known]:
             self._let_go(running)
         if self.on_jobd is not None:
@@ -192,9 +194,9 @@ class LocalJobs:
         self._alive.set()
         plan = plan_recovery(self.store.live("run"), known, life)
         for row in known.values():
-            running = self.live.get(row["job"])  # None: ended and forgotten while we worked on others
-            if row.get("exit") is not None and running is not None and running.exit is None:
-                await self._ended(running, row["exit"])
+            ended = self.live.get(row["job"])  # None: ended and forgotten while we worked on others
+            if row.get("exit") is not None and ended is not None and ended.exit is None:
+                await self._ended(ended, row["exit"])
         lost = [Ended(one.job, one.attempt, Cause.LOST, f"node {self.node} went down while it ran") for one in plan.lost]
         if lost:
             await self.commit.do(self.store.ended, lost, time.time())
@@ -295,9 +297,13 @@ class LocalJobs:
         if self.free <= 0:
             raise NodeFull(f"node {self.node} is full ({self.slots} jobs)", "wait, or ask for another node")
 
-    def make_void(self, job: str, attempt: int, trial: int) -> None:
-        """Refuse this start of an attempt if it still comes. Memory suffices: a message to an earlier daemon died with it."""
+    async def make_void(self, job: str, attempt: int, trial: int) -> None:
+        """Refuse this start of an attempt, which is not here, if it still comes; another trial of it may start.
+
+        Memory suffices for that: a message to an earlier daemon died with it. What that one noted of it is withdrawn.
+        """
         self._void.append((job, attempt, trial))
+        await self.commit.do(self.store.withdraw, job, attempt)
 
     def check_not_void(self, job: str, attempt: int, trial: int) -> None:
         """Raise NoSuchJob for a start that its caller has given up."""
@@ -391,7 +397,7 @@ class LocalJobs:
         row = next((row for row in rows if row["job"] == asked.key), None)
         if row is None:
             return asked  # it ended meanwhile, and the watch told
-        running = self.live[asked.key] = _running(row, asked.job, asked.attempt)
+        running = self.live[asked.key] = _running(row, asked.job, asked.attempt, self.adopt_net)
         if row.get("exit") is not None:
             await self._ended(running, row["exit"])
         return running
@@ -606,7 +612,7 @@ def _meta(running: Running) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _running(row: dict[str, Any], job: str, attempt: int) -> Running:
+def _running(row: dict[str, Any], job: str, attempt: int, adopt_net: Callable[[str | None], str | None]) -> Running:
     meta = row.get("meta") or {}
     found = Running(
         job=job,
@@ -620,7 +626,7 @@ def _running(row: dict[str, Any], job: str, attempt: int) -> Running:
         tty=bool(meta.get("tty")),
         started_at=float(meta.get("started_at") or 0),
         state=str(row.get("state", "running")),
-        netns=meta.get("netns"),
+        netns=adopt_net(meta.get("netns")),
     )
     found.started.set()
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 
 from xtreemos.errors import XosError
 from xtreemos.fabric import rpc
@@ -20,8 +21,10 @@ READY = 8
 class Nets:
     """The pool of one node."""
 
-    def __init__(self, pool: JobNetPool) -> None:
+    def __init__(self, pool: JobNetPool, kept: Iterable[str] = ()) -> None:
+        """`kept`: networks of jobs that an earlier daemon started and that still run."""
         self._pool = pool
+        self._kept = set(kept)
         self._filling: asyncio.Task[None] | None = None
 
     async def take(self) -> JobNet:
@@ -29,6 +32,16 @@ class Nets:
         net = await asyncio.to_thread(self._pool.take) if not self._pool.ready_count else self._pool.take()
         self._fill()
         return net
+
+    def adopt(self, path: str | None) -> str | None:
+        """Return `path` if it is the network of a job of an earlier daemon, to be given back once; None if it was not kept.
+
+        Numbers are used again: the network that an ended job had may by now be another job's.
+        """
+        if path not in self._kept:
+            return None
+        self._kept.discard(path)
+        return path
 
     def give_back(self, path: str) -> None:
         """Take back the network of an ended job."""
@@ -59,6 +72,6 @@ async def open_pool(paths: NodePaths, config: NodeConfig) -> Nets:
     keep += [one.network for one in noted(paths) if one.network]
     pool = JobNetPool(paths.run / "netns", size=READY, outgoing=config.network == "outgoing")
     await asyncio.to_thread(pool.open, keep)
-    nets = Nets(pool)
+    nets = Nets(pool, keep)
     nets._fill()  # noqa: SLF001  # the first networks are made while the rest of the daemon starts
     return nets

@@ -105,7 +105,7 @@ class JobService:
         try:
             self._find(call)
         except NoSuchJob:
-            self.jobs.make_void(job, attempt, int(call.params.get("trial") or 0))
+            await self.jobs.make_void(job, attempt, int(call.params.get("trial") or 0))
             return {"here": False}
         return {"here": True}
 

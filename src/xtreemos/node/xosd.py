@@ -167,6 +167,7 @@ class Xosd:
         self.jobs.on_jobd = self._jobd_knows
         if self.config.network != "none":
             self.nets = await self._open_nets()
+            self.jobs.adopt_net = self.nets.adopt
         self.ssh.start()
         self._servers.append(await rpc.serve_unix(self.paths.guests_socket, self.deposits.methods(), mode=0o666))
         front_socket = self.paths.run / "ssh.sock"

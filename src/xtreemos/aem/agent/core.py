@@ -20,6 +20,7 @@ from typing import Any
 from xtreemos.aem import options
 from xtreemos.aem.agent.local import LocalNode
 from xtreemos.aem.agent.nodes import Candidate, NodePool, NoNode
+from xtreemos.aem.agent.patience import Patience
 from xtreemos.aem.agent.ports import Done, GoTo, Hello, NotMine, Run
 from xtreemos.aem.agent.remote import LOST_S, NodeDied, Placement, RemoteRun, start_params
 from xtreemos.aem.jobspec import JobSpec, Winsize, carried_env
@@ -32,12 +33,10 @@ log = logging.getLogger(__name__)
 
 START_S = 30.0
 INFINITY = 2**63 - 1
-FULL_WAIT_S = 0.25
-SAY_AFTER_S = 1.0
+LOOK_AGAIN_S = 0.25
 ELSEWHERE = frozenset(
     {"node-full", "not-matching", "owner-refuses", "unreachable", "connection-lost", "try-later", "job-store-broken"}
 )
-RETRYABLE_FULL = frozenset({"node-full"})
 COMMANDS = ("run", "sub", "ps", "kill", "wait", "logs", "attach", "nodes", "whoami", "top", "ssh-config")
 ALIASES = {"xsub": "sub", "xps": "ps", "xkill": "kill", "xwait": "wait"}
 
@@ -54,6 +53,7 @@ class AgentCore:
         self.local = local
         self.commands = commands
         self.runs: dict[str, RemoteRun] = {}
+        self._trials = itertools.count(1)
         self._ending: set[asyncio.Task[None]] = set()
 
     # -- words -----------------------------------------------------------------------------------------------------------
@@ -159,24 +159,28 @@ class AgentCore:
     async def place(self, spec: JobSpec, attempt: int, avoid: frozenset[str], say: Say) -> Placement:
         """Find a node that takes this attempt and start it there.
 
-        Waits while every matching node is full (the user is told); gives up when none matches or all refuse.
+        Waits while every matching node is full, and up to LOST_S for nodes that are away (the user is told); gives up at once
+        when none matches or all refuse.
 
         Raises:
             NoNode, or what the last node said. Definite: not started.
         """
-        since = time.monotonic()
-        said = False
+        patience = Patience(time.monotonic(), LOST_S)
         while True:
-            found = self.pool.ordered(await self.pool.candidates(spec.where, spec.node), avoid)
+            try:
+                found = self.pool.ordered(await self.pool.candidates(spec.where, spec.node), avoid)
+            except (NoNode, Unreachable):
+                if not patience.some_were_there:
+                    raise
+                found = []
             placement, refusals = await self._try_each(spec, attempt, found)
             if placement is not None:
                 return placement
-            if not any(error.code in RETRYABLE_FULL for _node, error in refusals):
-                raise _no_node(refusals)
-            if not said and time.monotonic() - since > SAY_AFTER_S:
-                said = True
-                say(f"xos: all {len(refusals)} matching nodes are full; waiting (Ctrl-C gives up)")
-            await asyncio.sleep(FULL_WAIT_S)
+            if not patience.lasts(refusals, time.monotonic()):
+                raise _no_node(patience.refusals)
+            if line := patience.line(time.monotonic()):
+                say(line)
+            await asyncio.sleep(LOOK_AGAIN_S)
 
     async def _try_each(
         self, spec: JobSpec, attempt: int, candidates: list[Candidate]
@@ -197,7 +201,8 @@ class AgentCore:
         params = start_params(spec, attempt)
         if ticket:
             params["fds"] = ticket
-        for trial in itertools.count(1):
+        while True:
+            trial = next(self._trials)
             call = await self.pool.open(node, "run.start", {**params, "trial": trial})
             self.pool.started(node)
             try:
@@ -205,9 +210,7 @@ class AgentCore:
                     frame = await call.receive()
             except TimeoutError:
                 call.close()
-                raise NodeDied(
-                    f"node {node} took the program and does not answer", "it may have started; see `xos ps`"
-                ) from None
+                raise NodeDied(f"node {node} took the program and does not answer", "it may have started; see `xos ps`") from None
             except asyncio.CancelledError:
                 self._unwanted(call, spec)
                 raise
@@ -220,7 +223,6 @@ class AgentCore:
                 continue
             assert frame.kind is Kind.EVENT, "a start is answered by the event `started` first"
             return Placement(node, call, attempt)
-        raise AssertionError("counting has no end")
 
     def _unwanted(self, call: ClientCall, spec: JobSpec) -> None:
         """Nobody waits for a program any more whose start is under way: end it when it is there."""
@@ -255,7 +257,7 @@ class AgentCore:
                 return Placement(node, call, attempt)
             except (Unreachable, TryLater) as error:
                 log.info("node %s, is %s there? %s", node, spec.job, error)
-                await asyncio.sleep(FULL_WAIT_S)
+                await asyncio.sleep(LOOK_AGAIN_S)
         raise NodeDied(f"node {node} took the program and is away since", "it may have started; see `xos ps`")
 
     async def reattach(self, node: str, params: dict[str, Any]) -> ClientCall:

@@ -23,6 +23,7 @@ class OutStream:
         self.sent = base  # first byte not yet sent to the present attachment
         self.closed = False
         self.eof_sent = False
+        self.given_up = False
         self._chunks: deque[tuple[int, bytes]] = deque()
         self._next = 0  # index of the first chunk with something to send
 
@@ -47,13 +48,15 @@ class OutStream:
         self.closed = True
 
     def check(self, offset: int | None) -> None:
-        """Raise OffsetGone if a new attachment cannot start at `offset`."""
-        if offset is not None and not self.base <= offset <= self.end:
+        """Raise OffsetGone if a new attachment cannot start at `offset`; of a stream that nobody reads any more, any will do."""
+        if offset is not None and not self.given_up and not self.base <= offset <= self.end:
             raise OffsetGone(f"output from {offset} was asked for, kept is {self.base} to {self.end}")
 
     def seek(self, offset: int | None) -> None:
         """Start a new attachment at `offset` (None: at the first byte kept); what lies below it counts as acknowledged."""
         self.check(offset)
+        if self.given_up:
+            return
         offset = self.base if offset is None else offset
         self.sent = self.base
         self._next = 0
@@ -88,7 +91,7 @@ class OutStream:
 
     def give_up(self) -> None:
         """Nobody reads this stream any more: it ends here, and nothing of it waits."""
-        self.closed = self.eof_sent = True
+        self.closed = self.eof_sent = self.given_up = True
         self._chunks.clear()
         self._next = 0
         self.base = self.sent = self.end
