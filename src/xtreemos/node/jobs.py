@@ -21,7 +21,7 @@ import msgspec
 
 from xtreemos.aem.jobspec import JobSpec, carried_env
 from xtreemos.aem.manager.model import Cause, Ended, Said
-from xtreemos.aem.nodestore import GroupCommit, NodeStore, Offer, plan_recovery
+from xtreemos.aem.nodestore import AttemptState, GroupCommit, NodeStore, Offer, plan_recovery
 from xtreemos.errors import NotFound, PermissionRefused, RemoteError, TryLater, Unreachable, XosError
 from xtreemos.fabric import rpc
 from xtreemos.foundation import query, sandbox
@@ -507,6 +507,11 @@ class LocalJobs:
         task = asyncio.create_task(finish(), name=f"finish {running.key}")
         self._finishing.add(task)
         task.add_done_callback(self._finishing.discard)
+
+    def former_exit(self, job: str, user: str, attempt: int | None) -> dict[str, Any] | None:
+        """Return how a foreground job ended that is here no more: its agent has all its output but may not have heard the end."""
+        rows = [one for one in self.store.get(job) if one.origin == "run" and one.user == user and attempt in (None, one.attempt)]
+        return rows[-1].exit if rows and rows[-1].state is AttemptState.ENDED else None
 
     async def describe(self, running: Running) -> JobSpec:
         """Return what a foreground job was started as.

@@ -80,6 +80,10 @@ class JobService:
             raise NoSuchJob(f"node {self.jobs.node} runs no job {running.job} of yours", "see `xos ps`")
         return running
 
+    def _former_exit(self, call: ServerCall) -> dict[str, Any] | None:
+        attempt = call.params.get("attempt")
+        return self.jobs.former_exit(str(call.params.get("job", "")), call.caller.name, int(attempt) if attempt else None)
+
     async def start(self, call: ServerCall) -> Any:
         """Start a foreground job and stay as its line: `started`, then frames as jobd's attach."""
         spec = from_wire(call.params.get("spec"))
@@ -105,8 +109,9 @@ class JobService:
         try:
             self._find(call)
         except NoSuchJob:
-            await self.jobs.make_void(job, attempt, int(call.params.get("trial") or 0))
-            return {"here": False}
+            if self._former_exit(call) is None:
+                await self.jobs.make_void(job, attempt, int(call.params.get("trial") or 0))
+                return {"here": False}
         return {"here": True}
 
     async def _start(self, spec: JobSpec, attempt: int, call: ServerCall, fds: tuple[int, ...]) -> Running:
@@ -123,8 +128,14 @@ class JobService:
         return running
 
     async def attach(self, call: ServerCall) -> Any:
-        """Join the streams of a running job again."""
-        running = self._find(call)
+        """Join the streams of a running job again; of one that has ended and gave everything away, return its end."""
+        try:
+            running = self._find(call)
+        except NoSuchJob:
+            record = self._former_exit(call)
+            if record is None or call.params.get("describe"):
+                raise
+            return {"exit": record}
         params: dict[str, Any] = {"offsets": dict(call.params.get("offsets") or {}), "steal": bool(call.params.get("steal"))}
         if call.params.get("describe"):
             described = await self.jobs.describe(running)

@@ -23,7 +23,7 @@ from xtreemos.aem.agent.core import AgentCore, choose
 from xtreemos.aem.agent.detached import Detached
 from xtreemos.aem.agent.ghosts import GhostServer
 from xtreemos.aem.agent.local import LocalNode
-from xtreemos.aem.agent.nodes import NodePool
+from xtreemos.aem.agent.nodes import NodePool, NodesSilent
 from xtreemos.aem.agent.ports import Hello, Run
 from xtreemos.aem.agent.session import Session, kept_session
 from xtreemos.aem.agent.sshagent import SshAgent
@@ -144,6 +144,8 @@ class Agent:
             log.debug("not all nodes answered in time")
         finally:
             await heard.close()
+        if not found:
+            raise NodesSilent("no node of the VO answers", "is this machine cut off? see `xos status`")
         return [one["candidate"] for one in found if "candidate" in one]
 
     async def _resume(self, token: str, hello: Hello) -> Run:

@@ -17,13 +17,14 @@ from typing import Any
 
 from xtreemos.aem import options
 from xtreemos.aem.agent.core import AgentCore
+from xtreemos.aem.agent.nodes import Candidate
 from xtreemos.aem.agent.ports import Done, Ended, Hello, Output, Run, RunEvent
 from xtreemos.aem.agent.remote import Placement, RemoteRun
 from xtreemos.aem.agent.tables import exit_code_of, nodes_table, ps_table, signal_words, top_screen
 from xtreemos.aem.jobspec import JobSpec, Winsize, from_wire
 from xtreemos.aem.manager.model import NoManager
 from xtreemos.aem.options import Parser
-from xtreemos.errors import EXIT_FAILURE, NotFound, UsageError, XosError
+from xtreemos.errors import EXIT_FAILURE, NotFound, Unreachable, UsageError, XosError
 from xtreemos.foundation import query
 from xtreemos.names import check_job
 
@@ -158,7 +159,7 @@ class Commands:
     async def rows(self, everybody: bool = False) -> list[dict[str, Any]]:
         """Return rows of the user's jobs (see NodeJobs.usage), the VO's nodes asked at once, queued detached ones included."""
         wanted = "" if everybody else f"users=={self.core.user}"
-        nodes = await self.core.pool.ask(wanted, ALL_NODES, ASK_S)
+        nodes = await self._ask_nodes(wanted)
         answers = await asyncio.gather(
             *(self.core.pool.call(one.node, "job.list", {"everybody": everybody}, timeout_s=5.0) for one in nodes),
             return_exceptions=True,
@@ -175,6 +176,13 @@ class Commands:
             for row in answer["jobs"]:
                 rows[row["job"]] = {**rows.get(row["job"], {}), **row}
         return sorted(rows.values(), key=lambda row: (row.get("started_at") or row.get("submitted_at") or 0.0, row["job"]))
+
+    async def _ask_nodes(self, where: str) -> list[Candidate]:
+        """Return the nodes that match; none if none answers: what the VO's manager knows is shown all the same."""
+        try:
+            return await self.core.pool.ask(where, ALL_NODES, ASK_S)
+        except Unreachable:
+            return []
 
     async def _ps(self, words: list[str], _hello: Hello, out: Out) -> int:
         parser = _parser("ps", "List your jobs.")
@@ -197,7 +205,7 @@ class Commands:
         shown = 0
         while True:
             rows = [row for row in await self.rows() if row.get("state") not in ("exited", "ended")]
-            nodes = await self.core.pool.ask("", ALL_NODES, ASK_S)
+            nodes = await self._ask_nodes("")
             screen = top_screen(rows, nodes, out.size.cols if out.terminal else None)
             await out.write(("\x1b[H\x1b[2J" if out.terminal else "") + screen)
             shown += 1

@@ -20,7 +20,7 @@ from typing import Any
 from xtreemos.aem import options
 from xtreemos.aem.agent.local import LocalNode
 from xtreemos.aem.agent.nodes import Candidate, NodePool, NoNode
-from xtreemos.aem.agent.patience import Patience
+from xtreemos.aem.agent.patience import Patience, Refusals
 from xtreemos.aem.agent.ports import Done, GoTo, Hello, NotMine, Run
 from xtreemos.aem.agent.remote import LOST_S, NodeDied, Placement, RemoteRun, start_params
 from xtreemos.aem.jobspec import JobSpec, Winsize, carried_env
@@ -169,11 +169,10 @@ class AgentCore:
         while True:
             try:
                 found = self.pool.ordered(await self.pool.candidates(spec.where, spec.node), avoid)
-            except (NoNode, Unreachable):
-                if not patience.some_were_there:
-                    raise
-                found = []
-            placement, refusals = await self._try_each(spec, attempt, found)
+            except (NoNode, Unreachable) as error:
+                placement, refusals = None, self._silence(spec, error, patience)
+            else:
+                placement, refusals = await self._try_each(spec, attempt, found)
             if placement is not None:
                 return placement
             if not patience.lasts(refusals, time.monotonic()):
@@ -181,6 +180,16 @@ class AgentCore:
             if line := patience.line(time.monotonic()):
                 say(line)
             await asyncio.sleep(LOOK_AGAIN_S)
+
+    def _silence(self, spec: JobSpec, error: XosError, patience: Patience) -> Refusals:
+        """Say what it means that no node offered itself: raises `error` if that is the answer."""
+        if isinstance(error, Unreachable):
+            return [(spec.node or "the nodes", error)]
+        if self.pool.was_seen(spec.node):
+            return [(str(spec.node), Unreachable(f"node {spec.node} does not answer", "see `xos nodes`"))]
+        if not patience.some_were_there:
+            raise error
+        return []
 
     async def _try_each(
         self, spec: JobSpec, attempt: int, candidates: list[Candidate]

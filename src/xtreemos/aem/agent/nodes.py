@@ -40,6 +40,12 @@ class NoNode(TryLater):
     code = "no-node"
 
 
+class NodesSilent(Unreachable):
+    """Not one node of the VO answered a query, so it is not known whether some match. Nothing was started."""
+
+    definite = True
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One node's answer about itself. `free` is how many more jobs it would take, `running` how many it has, `ssh` its sshd's port."""
@@ -138,6 +144,10 @@ class NodePool:
                 self._known[query] = (when, rest)
             else:
                 del self._known[query]
+
+    def was_seen(self, node: str | None) -> bool:
+        """Tell whether a node has answered in this session: if it does not now, it is away."""
+        return node in self._addresses
 
     def started(self, node: str) -> None:
         """Count a program that was just sent to `node`, until its next answer."""
