@@ -78,8 +78,10 @@ class Lab:
     def usage(self, node: str) -> dict[str, dict[str, int]]:
         """Memory (MiB) and open descriptors of a node's services."""
         rows = {}
-        for service, entry in self._pids(node).items():
-            text = self.inside(node, "grep VmRSS /proc/$1/status; ls /proc/$1/fd | wc -l", str(entry["pid"]))
+        pids = {service: str(entry["pid"]) for service, entry in self._pids(node).items()}
+        agent = self.inside(node, "pgrep -of '[m] xtreemos.aem.agent'").strip()
+        for service, pid in {**pids, **({"agent": agent} if agent else {})}.items():
+            text = self.inside(node, "grep VmRSS /proc/$1/status; ls /proc/$1/fd | wc -l", pid)
             words = text.split()
             if len(words) >= 4:
                 rows[service] = {"mib": int(words[1]) // 1024, "fds": int(words[-1])}

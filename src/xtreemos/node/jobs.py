@@ -13,7 +13,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from xtreemos.foundation.sandbox import SandboxSpec
 from xtreemos.foundation.tools import native
 from xtreemos.names import unix_name
 from xtreemos.node import jobfolders
+from xtreemos.node.running import Running, meta_of, running_of, split_key
 
 log = logging.getLogger(__name__)
 
@@ -72,33 +72,6 @@ class NoSuchJob(NotFound):
     """This node does not know the job (any more)."""
 
     code = "job-not-here"
-
-
-@dataclass(slots=True)
-class Running:
-    """What xosd remembers of a live attempt; all of it can be found again from jobd's meta."""
-
-    job: str
-    attempt: int
-    user: str
-    vo: str
-    sid: str
-    name: str
-    leased: bool
-    detached: bool
-    tty: bool
-    started_at: float
-    state: str = "running"
-    netns: str | None = None
-    attached: int = 0
-    left_at: float = field(default_factory=time.monotonic)
-    exit: dict[str, Any] | None = None
-    started: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def key(self) -> str:
-        """The name jobd knows."""
-        return f"{self.job}.{self.attempt}"
 
 
 DetachedEnded = Callable[[str, int, dict[str, Any], Cause], Awaitable[None]]
@@ -186,7 +159,7 @@ class LocalJobs:
         self.life = life
         for key, row in known.items():
             if row["job"] not in self.live:  # one that is attached keeps its count
-                self.live[row["job"]] = _running(row, *key, self.adopt_net)
+                self.live[row["job"]] = running_of(row, *key, self.adopt_net)
         for running in [one for one in self.live.values() if one.started.is_set() and split_key(one.key) not in known]:
             self._let_go(running)
         if self.on_jobd is not None:
@@ -397,7 +370,7 @@ class LocalJobs:
         row = next((row for row in rows if row["job"] == asked.key), None)
         if row is None:
             return asked  # it ended meanwhile, and the watch told
-        running = self.live[asked.key] = _running(row, asked.job, asked.attempt, self.adopt_net)
+        running = self.live[asked.key] = running_of(row, asked.job, asked.attempt, self.adopt_net)
         if row.get("exit") is not None:
             await self._ended(running, row["exit"])
         return running
@@ -421,7 +394,7 @@ class LocalJobs:
             **({"spool_dir": str(folder / "spool"), "spool_bytes_max": SPOOL_BYTES_MAX} if spec.detached else {}),
             "wall_s": spec.wall_s,
             "cgroup": {"cpus": spec.cpus, "memory_bytes": spec.memory_bytes, "pids_max": PIDS_MAX},
-            "meta": _meta(running),
+            "meta": meta_of(running),
         }
 
     def _sandbox(self, spec: JobSpec, uid: int, home: Path, folder: Path, cgroup: str, netns: str | None, fds: bool) -> SandboxSpec:
@@ -592,12 +565,6 @@ def command_line(spec: JobSpec) -> str:
     return " ".join(spec.argv)[:160]
 
 
-def split_key(key: str) -> tuple[str, int]:
-    """Split jobd's `JOB.ATTEMPT`."""
-    job, _dot, attempt = key.rpartition(".")
-    return job, int(attempt)
-
-
 def ensure_home(user: str, vo: str, uid: int) -> Path:
     """Make sure that the user's home exists on this node, 0700 and the user's; never through a link somebody laid."""
     home = Path("/home") / unix_name(user, vo)
@@ -608,30 +575,3 @@ def ensure_home(user: str, vo: str, uid: int) -> Path:
     if not os.path.isdir(home) or home.is_symlink() or status.st_uid != uid:
         raise OwnerRefuses(f"{home} is not the home of {user}", "the node's owner must move it away")
     return home
-
-
-def _meta(running: Running) -> dict[str, Any]:
-    return {
-        "user": running.user, "vo": running.vo, "sid": running.sid, "name": running.name, "leased": running.leased,
-        "detached": running.detached, "tty": running.tty, "started_at": running.started_at, "netns": running.netns,
-    }  # fmt: skip
-
-
-def _running(row: dict[str, Any], job: str, attempt: int, adopt_net: Callable[[str | None], str | None]) -> Running:
-    meta = row.get("meta") or {}
-    found = Running(
-        job=job,
-        attempt=attempt,
-        user=str(meta.get("user", "")),
-        vo=str(meta.get("vo", "")),
-        sid=str(meta.get("sid", "")),
-        name=str(meta.get("name", "")),
-        leased=bool(meta.get("leased")),
-        detached=bool(meta.get("detached")),
-        tty=bool(meta.get("tty")),
-        started_at=float(meta.get("started_at") or 0),
-        state=str(row.get("state", "running")),
-        netns=adopt_net(meta.get("netns")),
-    )
-    found.started.set()
-    return found

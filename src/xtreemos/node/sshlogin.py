@@ -25,7 +25,8 @@ from xtreemos.fabric.rpc import Handler, ServerCall
 from xtreemos.foundation.accounts import Account, Accounts
 from xtreemos.foundation.frames import Kind
 from xtreemos.names import job_id, unix_name
-from xtreemos.node.jobs import LocalJobs, Running, ensure_home
+from xtreemos.node.jobs import LocalJobs, ensure_home
+from xtreemos.node.running import Running
 from xtreemos.node.service import NotForYou
 from xtreemos.node.sshd import SHELL_IN_SANDBOX, SshDoors, command_user
 from xtreemos.vo.admission import ADDRESS_MAX, Admission

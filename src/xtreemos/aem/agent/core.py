@@ -35,7 +35,16 @@ START_S = 30.0
 INFINITY = 2**63 - 1
 LOOK_AGAIN_S = 0.25
 ELSEWHERE = frozenset(
-    {"node-full", "not-matching", "owner-refuses", "unreachable", "connection-lost", "try-later", "job-store-broken"}
+    {
+        "node-full",
+        "not-matching",
+        "owner-refuses",
+        "unreachable",
+        "connection-lost",
+        "nodes-silent",
+        "try-later",
+        "job-store-broken",
+    }
 )
 COMMANDS = ("run", "sub", "ps", "kill", "wait", "logs", "attach", "nodes", "whoami", "top", "ssh-config")
 ALIASES = {"xsub": "sub", "xps": "ps", "xkill": "kill", "xwait": "wait"}

@@ -43,6 +43,7 @@ class NoNode(TryLater):
 class NodesSilent(Unreachable):
     """Not one node of the VO answered a query, so it is not known whether some match. Nothing was started."""
 
+    code = "nodes-silent"
     definite = True
 
 
