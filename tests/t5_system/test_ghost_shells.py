@@ -271,10 +271,13 @@ def test_ctrl_z_stops_a_whole_script(shell):
     shell.do("kill -9 %1")
 
 
-def test_ctrl_c_while_no_node_answers_ends_the_ghost(shell):
+def test_ctrl_c_twice_while_no_node_answers_ends_the_ghost(shell):
+    """The first one is kept for the program, which may be running already; the second gives up."""
     shell.sendline("xos wait j1")
     until(lambda: os.tcgetpgrp(shell.child_fd) != shell.pid)
     until(lambda: watches_signals(os.tcgetpgrp(shell.child_fd)))
+    shell.send("\x03")
+    shell.expect_exact("^C")
     shell.send("\x03")
     shell.answer()
     assert shell.code() == 130
