@@ -81,7 +81,7 @@ class Admin:
             grid=node.grid.name,
         )
         save_credential(folder, joining.provisional(founding.secrets, node.config.name))
-        runtime = await joining.open_first(node.config.name, entry, folder, node.grid, node.system, node.welcome)
+        runtime = await joining.open_first(node.config.name, entry, folder, node.grid, node.system)
         assert runtime.cda is not None
         issued = await joining.join_self(runtime.cda, trust, node.paths, node.config)
         save_credential(folder, issued)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from xtreemos.vo.cda import Cda
 from xtreemos.vo.client import CdaClient, Issued
 from xtreemos.vo.credentials import SessionKeys
 from xtreemos.vo.document import Trust, open_document
-from xtreemos.vo.founding import GridSecrets, VoSecrets, issue_server, new_server_key
+from xtreemos.vo.founding import GridSecrets, VoSecrets, issue_server, load_vo, new_server_key
 from xtreemos.vo.grid import GridFile, VoEntry
 from xtreemos.vo.model import Consent, Credentials
 from xtreemos.vo.tokens import parse_token, sign_consent
@@ -63,22 +62,13 @@ async def open_first(
     folder: Path,
     grid: GridSecrets,
     system: SystemAccount,
-    welcome: Callable[[VoRuntime, str, Mapping[str, Any]], Awaitable[Mapping[str, Any]]],
 ) -> VoRuntime:
     """Open a VO that was founded this moment: its buckets are made, its CDA answers to this process only."""
-    from xtreemos.vo.founding import load_vo  # only the first node of a VO comes here
-
     secrets = load_vo(folder)
     issued = provisional(secrets, node)
     fabric = await connect_fabric(node, entry, issued, secrets, wait_s=20)
     runtime = VoRuntime(node=node, entry=entry, folder=folder, issued=issued, fabric=fabric, secrets=secrets)
-
-    async def first(name: str, facts: Mapping[str, Any]) -> Mapping[str, Any]:
-        del name, facts
-        return {}
-
-    del welcome
-    await runtime.serve_core(grid, system, first, first=True)
+    await runtime.serve_core(grid, system, None, first=True)
     return runtime
 
 
