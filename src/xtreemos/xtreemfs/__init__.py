@@ -1,0 +1,1 @@
+"""XtreemFS: one file tree on every node of a grid."""
