@@ -11,7 +11,7 @@ from xtreemos.errors import Fault, XosError
 class FsError(XosError):
     """A file system operation failed; `code` is the errno's name. Definite: nothing was changed."""
 
-    fault: Fault = "caller"  # type: ignore[misc]  # narrowed per instance for EIO and ENOSPC
+    fault: Fault = "caller"  # per instance: EIO and ENOSPC are the environment's
 
     def __init__(self, number: int, message: str = "", hint: str = "") -> None:
         super().__init__(message or os.strerror(number).lower(), hint)
