@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import ClassVar
 
 from xtreemos.errors import Fault, XosError
 
@@ -11,7 +12,7 @@ from xtreemos.errors import Fault, XosError
 class FsError(XosError):
     """A file system operation failed; `code` is the errno's name. Definite: nothing was changed."""
 
-    fault: Fault = "caller"  # per instance: EIO and ENOSPC are the environment's
+    fault: ClassVar[Fault] = "caller"
 
     def __init__(self, number: int, message: str = "", hint: str = "") -> None:
         super().__init__(message or os.strerror(number).lower(), hint)
