@@ -56,7 +56,7 @@ class Node:
         )  # fmt: skip
         commit = GroupCommit(self.store, self.pool)
         contact = ContactFile(self.folder / f"{self.name}.contact", "boot")
-        self.jobs = NodeJobs(self.port, self.name, self.store, commit, hooks, clock_id="boot", contact=contact)
+        self.jobs = NodeJobs(self.port, self.name, "demo", self.store, commit, hooks, clock_id="boot", contact=contact)
         await self.jobs.recover({key: None for key in self.starts if self.starts[key] == "runs"}, "life")
         self.task = asyncio.create_task(self.jobs.run())
 

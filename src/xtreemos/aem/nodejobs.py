@@ -123,11 +123,21 @@ class NodeJobs:
     """Detached jobs of one VO on one node. Make it, `await recover(...)`, then `run()` for as long as the daemon lives."""
 
     def __init__(
-        self, port: Messages, node: str, store: NodeStore, commit: GroupCommit, hooks: Hooks, *, clock_id: str, contact: Contact
+        self,
+        port: Messages,
+        node: str,
+        vo: str,
+        store: NodeStore,
+        commit: GroupCommit,
+        hooks: Hooks,
+        *,
+        clock_id: str,
+        contact: Contact,
     ) -> None:
         """`hooks.clock_s` must be CLOCK_BOOTTIME (it counts while the machine sleeps) and `clock_id` the boot id."""
         self._port = port
         self._node = node
+        self._vo = vo
         self._store = store
         self._commit = commit
         self._hooks = hooks
@@ -154,7 +164,7 @@ class NodeJobs:
         self._contact_s = self._contact.load()
         now_at = self._hooks.wall_at()
         await self._commit.do(self._store.prune, now_at)
-        plan = plan_recovery(self._store.live("sub"), known_to_jobd, life)
+        plan = plan_recovery(self._store.live("sub", self._vo), known_to_jobd, life)
         lost = [Ended(a.job, a.attempt, Cause.LOST, f"node {self._node} died") for a in plan.lost]
         await self._commit.do(self._store.ended, lost, now_at)
         for attempt in plan.alive:
@@ -228,11 +238,11 @@ class NodeJobs:
 
     async def _carry_out(self, orders: Orders) -> OrdersReply:
         if orders.store != self._store.store_id or orders.clock_id != self._clock_id:
-            return OrdersReply(self._store.fence, valid=False)
+            return OrdersReply(self._store.fence(self._vo), valid=False)
         submissions: dict[Key, Submission] = {}
         offers = [await self._offer(start, submissions) for start in orders.starts]
-        if not await self._commit.do(self._store.raise_fence, orders.fence):
-            return OrdersReply(self._store.fence, valid=False)
+        if not await self._commit.do(self._store.raise_fence, self._vo, orders.fence):
+            return OrdersReply(self._store.fence(self._vo), valid=False)
         self._hear(orders.seen_s)
         answers: list[Answer] = []
         if self._hooks.clock_s() - orders.seen_s > model.LEASE_S:
@@ -264,7 +274,7 @@ class NodeJobs:
             refusal = (Said.FULL, error.line()[:300])
         except XosError as error:
             refusal = (Said.REFUSED, error.line()[:300])
-        return Offer(start.job, start.attempt, user, name, start.record, "sub", leased, refusal)
+        return Offer(start.job, start.attempt, self._vo, user, name, start.record, "sub", leased, refusal)
 
     def _check_room(self) -> None:
         if self._hooks.draining():
@@ -299,7 +309,7 @@ class NodeJobs:
         if held is None and kill.signal != model.SIGKILL:
             return
         if kill.signal == model.SIGKILL or (held and not held.launched and kill.signal in model.ENDING_SIGNALS):
-            running = await self._commit.do(self._store.call_off, kill.job, kill.attempt, self._hooks.wall_at())
+            running = await self._commit.do(self._store.call_off, self._vo, kill.job, kill.attempt, self._hooks.wall_at())
             if not running:
                 self._held.pop(key, None)
                 self.wake()
@@ -363,15 +373,15 @@ class NodeJobs:
 
     async def _report_once(self) -> bool:
         """Send one report; return whether more waits in the outbox."""
-        report = self._report(await self._commit.do(self._store.outbox, model.REPORT_ENDED_MAX))
+        report = self._report(await self._commit.do(self._store.outbox, self._vo, model.REPORT_ENDED_MAX))
         raw = await self._port.request(subjects.beat(self._node), encode(report), REPORT_S_MAX)
         reply = decode(raw, ReportReply)
-        if not await self._commit.do(self._store.raise_fence, reply.fence):
+        if not await self._commit.do(self._store.raise_fence, self._vo, reply.fence):
             return False  # an older manager than one that we heard of
         self._hear(report.clock_s)
         self._want_facts = reply.want_facts
         if reply.acks:
-            await self._commit.do(self._store.acknowledge, reply.acks)
+            await self._commit.do(self._store.acknowledge, self._vo, reply.acks)
         return reply.want_facts or len(report.ended) == model.REPORT_ENDED_MAX
 
     def _report(self, ended: list[Ended]) -> Report:
@@ -414,7 +424,7 @@ class NodeJobs:
         age_s = self._hooks.clock_s() - self._contact_s
         if age_s <= model.LEASE_S:
             return
-        keys = attempts_to_fence(await self._commit.do(self._store.live, "sub"), age_s)
+        keys = attempts_to_fence(await self._commit.do(self._store.live, "sub", self._vo), age_s)
         if not keys:
             return
         why = f"node {self._node} was cut off from the VO for {model.LEASE_S:g} s"

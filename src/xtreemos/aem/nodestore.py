@@ -6,6 +6,7 @@ the same answer), results stay in the outbox until the manager has them in its l
 hears of it (WAL, synchronous=FULL; changes that come together share one fsync, see `GroupCommit`).
 
 Foreground jobs (`xos run`) use the same table with origin `run`; they have no outbox: their agent holds the line.
+All VOs of the node share the table, and every look-up names its VO: a VO's manager and users never meet rows of another one.
 It knows no network, no clock and no processes; times come in. Calls block for one fsync: use `GroupCommit` on an event loop.
 """
 
@@ -24,10 +25,12 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from xtreemos.aem.jobspec import JobSpec
 from xtreemos.aem.manager.model import LEASE_S, Answer, Cause, Ended, Said
+from xtreemos.aem.manager.signed import peek_spec
 from xtreemos.errors import XosError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KEEP_ENDED_S = 7 * 24 * 3600.0
 KEEP_ENDED_MAX = 50_000
 KEEP_REFUSED_S = 3600.0
@@ -35,13 +38,14 @@ KEEP_REFUSED_S = 3600.0
 
 SCHEMA = """
 CREATE TABLE meta (
-    key   TEXT PRIMARY KEY,   -- 'version', 'store' (random name of this store, given once), 'fence' (highest manager token seen)
+    key   TEXT PRIMARY KEY,   -- 'version', 'store' (random name of this store, given once), 'fence.VO' (highest token of that VO's managers seen)
     value TEXT NOT NULL       -- as text; numbers in decimal
 );
 CREATE TABLE attempt (
     job         TEXT NOT NULL,              -- job id, j + 12 characters
     attempt     INTEGER NOT NULL,           -- number of the placement, from 1; jobd knows JOB.ATTEMPT
     origin      TEXT NOT NULL,              -- 'run': an agent holds the line; 'sub': a manager, told through the outbox
+    vo          TEXT NOT NULL DEFAULT '',   -- the VO it runs in; '': of a version that did not note it, so nobody may ask for it
     user        TEXT NOT NULL,              -- who it runs for (name in the VO)
     name        TEXT NOT NULL,              -- command line for listings, bounded
     state       TEXT NOT NULL,              -- accepted: not given to jobd for certain | starting: may be or is running | ended | refused
@@ -89,6 +93,7 @@ class Offer:
 
     job: str
     attempt: int
+    vo: str
     user: str
     name: str
     record: bytes
@@ -104,6 +109,7 @@ class Attempt:
     job: str
     attempt: int
     origin: Origin
+    vo: str
     user: str
     name: str
     state: AttemptState
@@ -125,32 +131,16 @@ class Attempt:
         return self.job, self.attempt
 
 
-_COLUMNS = "job, attempt, origin, user, name, state, record, leased, life, fenced, accepted_at, started_at, ended_at, cause, reason, exit, outbox"
+_COLUMNS = "job, attempt, origin, vo, user, name, state, record, leased, life, fenced, accepted_at, started_at, ended_at, cause, reason, exit, outbox"
 
 
 def _attempt(row: Sequence[Any]) -> Attempt:
     (
-        job,
-        number,
-        origin,
-        user,
-        name,
-        state,
-        record,
-        leased,
-        life,
-        fenced,
-        accepted,
-        started,
-        ended,
-        cause,
-        reason,
-        exit_,
-        outbox,
-    ) = row
+        job, number, origin, vo, user, name, state, record, leased, life, fenced, accepted, started, ended, cause, reason, exit_, outbox,
+    ) = row  # fmt: skip
     decoded = None if exit_ is None else msgspec.msgpack.decode(exit_)
     return Attempt(
-        job, number, origin, user, name, AttemptState(state), record, bool(leased), life, bool(fenced),
+        job, number, origin, vo, user, name, AttemptState(state), record, bool(leased), life, bool(fenced),
         accepted, started, ended, cause, reason, decoded, bool(outbox),
     )  # fmt: skip
 
@@ -158,8 +148,11 @@ def _attempt(row: Sequence[Any]) -> Attempt:
 class NodeStore:
     """The table of attempts in one SQLite file. Safe to call from several threads; each call is one transaction."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open or create the store at `path` (":memory:" for tests); raises StoreBroken."""
+    def __init__(self, path: str | os.PathLike[str], vos: Sequence[str] = ()) -> None:
+        """Open or create the store at `path` (":memory:" for tests); raises StoreBroken.
+
+        `vos`: the VOs of this node, for rows of a version that did not note them: if there is one VO, they are its.
+        """
         self._lock = threading.RLock()
         self._depth = 0
         try:
@@ -167,21 +160,44 @@ class NodeStore:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             with self.batch():
-                self._create()
+                self._create(vos)
         except sqlite3.Error as error:
             raise StoreBroken(f"the job store {path} cannot be opened", "look at the disk, then restart the node") from error
         self.store_id = self._meta("store")
-        self._fence = int(self._meta("fence"))
+        self._fences = {
+            str(key).partition(".")[2]: int(value)
+            for key, value in self._db.execute("SELECT key, value FROM meta WHERE key LIKE 'fence.%'")
+        }
 
-    def _create(self) -> None:
+    def _create(self, vos: Sequence[str]) -> None:
         known = self._db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'attempt'").fetchone()[0]
         if not known:
             for statement in SCHEMA.split(";\n")[:-1]:
                 self._db.execute(statement)
-            values = [("version", str(SCHEMA_VERSION)), ("store", os.urandom(8).hex()), ("fence", "0")]
+            values = [("version", str(SCHEMA_VERSION)), ("store", os.urandom(8).hex())]
             self._db.executemany("INSERT INTO meta VALUES (?, ?)", values)
         elif int(self._meta("version")) > SCHEMA_VERSION:
             raise StoreBroken("the job store was written by a newer version", "upgrade this node")
+        elif self._meta("version") == "1":
+            self._note_vos(vos)
+
+    def _note_vos(self, vos: Sequence[str]) -> None:
+        """Bring version 1, which did not know VOs, to 2.
+
+        On a node of one VO everything is its. On others only what has not ended still says whose it is; nobody may ask for the
+        rest, and no token of a manager is known: one of the last seconds' orders would have to be of a deposed manager to matter.
+        """
+        self._db.execute("ALTER TABLE attempt ADD COLUMN vo TEXT NOT NULL DEFAULT ''")
+        if len(vos) == 1:
+            self._db.execute("UPDATE attempt SET vo = ?", (vos[0],))
+            self._db.execute("UPDATE meta SET key = ? WHERE key = 'fence'", (f"fence.{vos[0]}",))
+        else:
+            for rowid, origin, record in self._db.execute(
+                "SELECT rowid, origin, record FROM attempt WHERE record != x''"
+            ).fetchall():
+                self._db.execute("UPDATE attempt SET vo = ? WHERE rowid = ?", (_vo_of(origin, record), rowid))
+            self._db.execute("DELETE FROM meta WHERE key = 'fence'")
+        self._db.execute("UPDATE meta SET value = '2' WHERE key = 'version'")
 
     def _meta(self, key: str) -> str:
         return str(self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()[0])
@@ -208,19 +224,18 @@ class NodeStore:
             self._depth -= 1
             self._db.execute(end)
 
-    @property
-    def fence(self) -> int:
-        """Highest manager token ever obeyed; orders with a lower one are void."""
-        return self._fence
+    def fence(self, vo: str) -> int:
+        """Return the highest token of a manager of `vo` ever obeyed, 0 at first; orders with a lower one are void."""
+        return self._fences.get(vo, 0)
 
-    def raise_fence(self, fence: int) -> bool:
-        """Return whether orders under `fence` are to be obeyed, and remember it if it is news (durably)."""
-        if fence < self._fence:
+    def raise_fence(self, vo: str, fence: int) -> bool:
+        """Return whether orders of `vo` under `fence` are to be obeyed, and remember it if it is news (durably)."""
+        if fence < self.fence(vo):
             return False
-        if fence > self._fence:
+        if fence > self.fence(vo):
             with self.batch():
-                self._db.execute("UPDATE meta SET value = ? WHERE key = 'fence'", (str(fence),))
-            self._fence = fence
+                self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"fence.{vo}", str(fence)))
+            self._fences[vo] = fence
         return True
 
     def accept(self, offers: Sequence[Offer], now_at: float) -> list[Answer]:
@@ -230,8 +245,11 @@ class NodeStore:
 
     def _accept(self, offer: Offer, now_at: float) -> Answer:
         known = self._db.execute(
-            "SELECT attempt, state, cause, reason FROM attempt WHERE job = ? ORDER BY attempt DESC LIMIT 1", (offer.job,)
+            "SELECT attempt, state, cause, reason, vo, user, origin FROM attempt WHERE job = ? ORDER BY attempt DESC LIMIT 1",
+            (offer.job,),
         ).fetchone()
+        if known and _is_of_another(offer, *known[4:]):
+            return Answer(offer.job, offer.attempt, Said.REFUSED, "the job's name is taken on this node")
         if known and known[0] > offer.attempt:
             return Answer(offer.job, offer.attempt, Said.REFUSED, "a later attempt of it is known here")
         if known and known[0] == offer.attempt:
@@ -239,10 +257,10 @@ class NodeStore:
         state = AttemptState.REFUSED if offer.refusal else AttemptState.ACCEPTED
         said, reason = offer.refusal or (Said.ACCEPTED, "")
         self._db.execute(
-            "INSERT INTO attempt (job, attempt, origin, user, name, state, record, leased, accepted_at, ended_at, cause, reason)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO attempt (job, attempt, origin, vo, user, name, state, record, leased, accepted_at, ended_at, cause, reason)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                offer.job, offer.attempt, offer.origin, offer.user, offer.name, state, b"" if offer.refusal else offer.record,
+                offer.job, offer.attempt, offer.origin, offer.vo, offer.user, offer.name, state, b"" if offer.refusal else offer.record,
                 offer.leased, now_at, now_at if offer.refusal else None, said if offer.refusal else None, reason,
             ),
         )  # fmt: skip
@@ -286,23 +304,30 @@ class NodeStore:
                     news.append((end.job, end.attempt))
         return news
 
-    def withdraw(self, job: str, attempt: int) -> None:
-        """Take back the record of a foreground attempt that certainly does not run and never will."""
+    def withdraw(self, vo: str, user: str, job: str, attempt: int) -> None:
+        """Take back the record of a user's foreground attempt that certainly does not run and never will."""
         with self.batch():
-            self._db.execute("DELETE FROM attempt WHERE job = ? AND attempt = ? AND origin = 'run'", (job, attempt))
+            self._db.execute(
+                "DELETE FROM attempt WHERE vo = ? AND user = ? AND job = ? AND attempt = ? AND origin = 'run'",
+                (vo, user, job, attempt),
+            )
 
-    def call_off(self, job: str, attempt: int, now_at: float) -> bool:
-        """Make sure that an attempt never starts here; return True if it may be running, so that it must be signalled.
+    def call_off(self, vo: str, job: str, attempt: int, now_at: float) -> bool:
+        """Make sure that a detached attempt never starts here; return True if it may be running, so that it must be signalled.
 
-        One that is not known at all is recorded as killed: a start that comes later finds it ended.
+        One that is not known at all is recorded as killed: a start that comes later finds it ended. One that is not this VO's or
+        not detached is left alone.
         """
         with self.batch():
-            row = self._db.execute("SELECT state FROM attempt WHERE job = ? AND attempt = ?", (job, attempt)).fetchone()
+            row = self._db.execute("SELECT state, vo, origin FROM attempt WHERE job = ? AND attempt = ?", (job, attempt)).fetchone()
+            if row is not None and row[1:] != (vo, "sub"):
+                return False
             if row is None:
                 self._db.execute(
-                    "INSERT INTO attempt (job, attempt, origin, user, name, state, record, leased, accepted_at, ended_at, cause, reason, outbox)"
-                    " VALUES (?, ?, 'sub', '', '', 'ended', x'', 0, ?, ?, 'killed', 'killed before it started', 1)",
-                    (job, attempt, now_at, now_at),
+                    "INSERT INTO attempt"
+                    " (job, attempt, origin, vo, user, name, state, record, leased, accepted_at, ended_at, cause, reason, outbox)"
+                    " VALUES (?, ?, 'sub', ?, '', '', 'ended', x'', 0, ?, ?, 'killed', 'killed before it started', 1)",
+                    (job, attempt, vo, now_at, now_at),
                 )
             elif row[0] == AttemptState.ACCEPTED:
                 self.ended([Ended(job, attempt, Cause.KILLED, "killed before it started")], now_at)
@@ -328,29 +353,34 @@ class NodeStore:
                     self.ended([Ended(job, attempt, Cause.LOST, reason)], now_at)
         return running
 
-    def outbox(self, limit: int) -> list[Ended]:
-        """Return up to `limit` ends that the manager has not confirmed, oldest first."""
+    def outbox(self, vo: str, limit: int) -> list[Ended]:
+        """Return up to `limit` ends that the VO's manager has not confirmed, oldest first."""
         with self._lock:
             rows = self._db.execute(
-                "SELECT job, attempt, cause, reason, exit FROM attempt WHERE outbox = 1 ORDER BY ended_at, rowid LIMIT ?", (limit,)
+                "SELECT job, attempt, cause, reason, exit FROM attempt WHERE outbox = 1 AND vo = ? ORDER BY ended_at, rowid LIMIT ?",
+                (vo, limit),
             ).fetchall()
         return [Ended(j, a, Cause(cause), why, None if e is None else msgspec.msgpack.decode(e)) for j, a, cause, why, e in rows]
 
-    def acknowledge(self, keys: Iterable[tuple[str, int]]) -> None:
-        """Take ends off the outbox: they are in the manager's log.
+    def acknowledge(self, vo: str, keys: Iterable[tuple[str, int]]) -> None:
+        """Take a VO's ends off its outbox: they are in its manager's log.
 
         May itself be lost with a crash: the manager is then told again and confirms again.
         """
         with self.batch():
-            self._db.executemany("UPDATE attempt SET outbox = 0 WHERE job = ? AND attempt = ? AND state = 'ended'", list(keys))
+            self._db.executemany(
+                "UPDATE attempt SET outbox = 0 WHERE vo = ? AND job = ? AND attempt = ? AND state = 'ended'",
+                [(vo, job, attempt) for job, attempt in keys],
+            )
 
-    def live(self, origin: Origin | None = None) -> list[Attempt]:
-        """Return attempts that did not end, in order of acceptance."""
-        return self._select("state IN ('accepted', 'starting') AND (? IS NULL OR origin = ?) ORDER BY rowid", (origin, origin))
+    def live(self, origin: Origin | None = None, vo: str | None = None) -> list[Attempt]:
+        """Return attempts that did not end (None: of every origin, of every VO), in order of acceptance."""
+        where = "state IN ('accepted', 'starting') AND (?1 IS NULL OR origin = ?1) AND (?2 IS NULL OR vo = ?2) ORDER BY rowid"
+        return self._select(where, (origin, vo))
 
-    def get(self, job: str) -> list[Attempt]:
-        """Return all attempts of a job that this node knows, by number."""
-        return self._select("job = ? ORDER BY attempt", (job,))
+    def get(self, vo: str, job: str, user: str | None = None) -> list[Attempt]:
+        """Return all attempts of a VO's job that this node knows (with `user`: that are this user's), by number."""
+        return self._select("job = ?1 AND vo = ?2 AND (?3 IS NULL OR user = ?3) ORDER BY attempt", (job, vo, user))
 
     def recent(self, limit: int) -> list[Attempt]:
         """Return the latest ended attempts, newest first."""
@@ -371,6 +401,22 @@ class NodeStore:
                 " ORDER BY ended_at DESC LIMIT -1 OFFSET ?)", (keep_max,)
             ).rowcount  # fmt: skip
         return dropped
+
+
+def _vo_of(origin: Origin, record: bytes) -> str:
+    """Read whose attempt that did not end it is; "" if its record cannot be read."""
+    try:
+        return peek_spec(record).vo if origin == "sub" else msgspec.msgpack.decode(record, type=JobSpec).vo
+    except (XosError, msgspec.MsgspecError):
+        return ""
+
+
+def _is_of_another(offer: Offer, vo: str, user: str, origin: str) -> bool:
+    """Tell whether a known attempt of the same name is not the offered one's owner's.
+
+    A manager's orders are of the job's user as the log has it: an offer that could not be verified (again) names none.
+    """
+    return vo not in (offer.vo, "") or origin != offer.origin or (origin == "run" and user != offer.user)
 
 
 def _same_answer(offer: Offer, state: str, cause: str | None, reason: str) -> Answer:

@@ -117,7 +117,7 @@ class LocalJobs:
         self._changed = asyncio.Condition()
         self._alive = asyncio.Event()
         self._finishing: set[asyncio.Task[None]] = set()
-        self._void: deque[tuple[str, int, int]] = deque(maxlen=VOID_MAX)
+        self._void: deque[tuple[str, str, str, int, int]] = deque(maxlen=VOID_MAX)
 
     async def wait_life(self) -> None:
         """Wait until jobd was asked what it has, so that store and jobd agree."""
@@ -270,17 +270,17 @@ class LocalJobs:
         if self.free <= 0:
             raise NodeFull(f"node {self.node} is full ({self.slots} jobs)", "wait, or ask for another node")
 
-    async def make_void(self, job: str, attempt: int, trial: int) -> None:
-        """Refuse this start of an attempt, which is not here, if it still comes; another trial of it may start.
+    async def make_void(self, vo: str, user: str, job: str, attempt: int, trial: int) -> None:
+        """Refuse this start of a user's attempt, which is not here, if it still comes; another trial of it may start.
 
         Memory suffices for that: a message to an earlier daemon died with it. What that one noted of it is withdrawn.
         """
-        self._void.append((job, attempt, trial))
-        await self.commit.do(self.store.withdraw, job, attempt)
+        self._void.append((vo, user, job, attempt, trial))
+        await self.commit.do(self.store.withdraw, vo, user, job, attempt)
 
-    def check_not_void(self, job: str, attempt: int, trial: int) -> None:
+    def check_not_void(self, vo: str, user: str, job: str, attempt: int, trial: int) -> None:
         """Raise NoSuchJob for a start that its caller has given up."""
-        if (job, attempt, trial) in self._void:
+        if (vo, user, job, attempt, trial) in self._void:
             raise NoSuchJob(f"job {job} came too late to node {self.node}", "its agent has started it by another message")
 
     # -- start -----------------------------------------------------------------------------------------------------------
@@ -300,9 +300,17 @@ class LocalJobs:
         Raises:
             NodeFull, NotMatching, OwnerRefuses: not started, another node may take it. XosError: not started.
         """
+        self._check_free(spec, attempt)
         self._admit(spec)
         offer = Offer(
-            spec.job, attempt, spec.user, command_line(spec), msgspec.msgpack.encode(spec), origin="run", leased=spec.retry > 0
+            spec.job,
+            attempt,
+            spec.vo,
+            spec.user,
+            command_line(spec),
+            msgspec.msgpack.encode(spec),
+            origin="run",
+            leased=spec.retry > 0,
         )
         # The record goes to disk while the container is made; the caller hears of a start only when both are done.
         recording = asyncio.ensure_future(self.commit.do(self._accept_and_hand_over, offer))
@@ -317,6 +325,15 @@ class LocalJobs:
             await self.signal(running, 9)
             raise NoSuchJob(f"job {spec.job} was already given to node {self.node}", answer.reason)
         return running
+
+    def _check_free(self, spec: JobSpec, attempt: int) -> None:
+        """Raise NoSuchJob if the attempt's name is in use: a start must not disturb what runs, least of all another's.
+
+        A detached job of the same user may come twice: jobd then says that it is there.
+        """
+        holder = self.live.get(f"{spec.job}.{attempt}")
+        if holder is not None and not (spec.detached and (holder.vo, holder.user, holder.detached) == (spec.vo, spec.user, True)):
+            raise NoSuchJob(f"job {spec.job} was already given to node {self.node}", "its agent has started it by another message")
 
     def _accept_and_hand_over(self, offer: Offer) -> Any:
         answer = self.store.accept([offer], time.time())[0]
@@ -335,6 +352,7 @@ class LocalJobs:
         netns: str | None = None,
     ) -> Running:
         """Make the sandbox and hand the recorded attempt to jobd."""
+        self._check_free(spec, attempt)
         uid = self.accounts.uid_for(spec.user, spec.vo)
         home = ensure_home(spec.user, spec.vo, uid)
         running = Running(
@@ -435,9 +453,9 @@ class LocalJobs:
 
     # -- what callers do with jobs ---------------------------------------------------------------------------------------
 
-    def find(self, job: str, user: str | None, attempt: int | None = None) -> Running:
-        """Return a live (or just ended) attempt of `user` (None: anybody's); raises NoSuchJob."""
-        found = [one for one in self.live.values() if one.job == job and (attempt is None or one.attempt == attempt)]
+    def find(self, job: str, vo: str, user: str | None, attempt: int | None = None) -> Running:
+        """Return a live (or just ended) attempt of `user` (None: anybody's) in `vo`; raises NoSuchJob."""
+        found = [one for one in self.live.values() if one.job == job and one.vo == vo and attempt in (None, one.attempt)]
         if not found or (user is not None and found[-1].user != user):
             raise NoSuchJob(f"node {self.node} runs no job {job} of yours", "see `xos ps`")
         return found[-1]
@@ -481,9 +499,12 @@ class LocalJobs:
         self._finishing.add(task)
         task.add_done_callback(self._finishing.discard)
 
-    def former_exit(self, job: str, user: str, attempt: int | None) -> dict[str, Any] | None:
-        """Return how a foreground job ended that is here no more: its agent has all its output but may not have heard the end."""
-        rows = [one for one in self.store.get(job) if one.origin == "run" and one.user == user and attempt in (None, one.attempt)]
+    def former_exit(self, job: str, vo: str, user: str, attempt: int | None) -> dict[str, Any] | None:
+        """Return how a foreground job ended that is here no more: its agent has all its output but may not have heard the end.
+
+        None if it did not end, is not known here, or is another user's or VO's.
+        """
+        rows = [one for one in self.store.get(vo, job, user) if one.origin == "run" and attempt in (None, one.attempt)]
         return rows[-1].exit if rows and rows[-1].state is AttemptState.ENDED else None
 
     async def describe(self, running: Running) -> JobSpec:
@@ -492,21 +513,22 @@ class LocalJobs:
         Raises:
             NoSuchJob: it is a detached one, which has no terminal to attach to.
         """
-        attempts = [one for one in self.store.get(running.job) if one.attempt == running.attempt and one.record]
+        attempts = [
+            one for one in self.store.get(running.vo, running.job, running.user) if one.attempt == running.attempt and one.record
+        ]
         if not attempts or running.detached:
             raise NoSuchJob(f"job {running.job} has no terminal to attach to", f"follow its output: xos logs -f {running.job}")
         return msgspec.msgpack.decode(attempts[0].record, type=JobSpec)
 
-    def spool_of(self, job: str, user: str, vo: str) -> tuple[Path, Callable[[], bool]]:
+    def spool_of(self, job: str, vo: str, user: str) -> tuple[Path, Callable[[], bool]]:
         """Return the folder of a detached job's output, and a function that tells whether it has ended.
 
         Raises:
-            NoSuchJob: not known here, not the user's, or not detached.
+            NoSuchJob: not known here, not the user's in this VO, or not detached.
         """
-        attempts = [one for one in self.store.get(job) if one.user == user and one.origin == "sub"]
+        attempts = [one for one in self.store.get(vo, job, user) if one.origin == "sub"]
         key = f"{job}.{attempts[-1].attempt}" if attempts else ""
-        live = self.live.get(key)
-        if not attempts or (live is not None and live.vo != vo):
+        if not attempts:
             raise NoSuchJob(f"node {self.node} has no output of a job {job} of yours", "see `xos ps -a`")
         return self.paths.jobs / key / "spool", lambda: key not in self.live
 

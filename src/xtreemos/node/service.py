@@ -76,14 +76,13 @@ class JobService:
 
     def _find(self, call: ServerCall) -> Running:
         attempt = call.params.get("attempt")
-        running = self.jobs.find(str(call.params.get("job", "")), call.caller.name, int(attempt) if attempt else None)
-        if running.vo != call.caller.vo:
-            raise NoSuchJob(f"node {self.jobs.node} runs no job {running.job} of yours", "see `xos ps`")
-        return running
+        job, caller = str(call.params.get("job", "")), call.caller
+        return self.jobs.find(job, caller.vo, caller.name, int(attempt) if attempt else None)
 
     def _former_exit(self, call: ServerCall) -> dict[str, Any] | None:
         attempt = call.params.get("attempt")
-        return self.jobs.former_exit(str(call.params.get("job", "")), call.caller.name, int(attempt) if attempt else None)
+        job, caller = str(call.params.get("job", "")), call.caller
+        return self.jobs.former_exit(job, caller.vo, caller.name, int(attempt) if attempt else None)
 
     async def start(self, call: ServerCall) -> Any:
         """Start a foreground job and stay as its line: `started`, then frames as jobd's attach."""
@@ -93,7 +92,7 @@ class JobService:
         if spec.detached:
             raise UsageError("a detached job goes to the VO's manager", "use xos sub")
         attempt, trial = int(call.params.get("attempt") or 1), int(call.params.get("trial") or 0)
-        self.jobs.check_not_void(spec.job, attempt, trial)
+        self.jobs.check_not_void(spec.vo, spec.user, spec.job, attempt, trial)
         ticket = str(call.params.get("fds") or "")
         fds = self.deposits.take(ticket) if ticket else ()
         try:
@@ -111,7 +110,8 @@ class JobService:
             self._find(call)
         except NoSuchJob:
             if self._former_exit(call) is None:
-                await self.jobs.make_void(job, attempt, int(call.params.get("trial") or 0))
+                trial = int(call.params.get("trial") or 0)
+                await self.jobs.make_void(call.caller.vo, call.caller.name, job, attempt, trial)
                 return {"here": False}
         return {"here": True}
 
@@ -172,7 +172,7 @@ class JobService:
     async def logs(self, call: ServerCall) -> Any:
         """Send what a detached job wrote, and with `follow` go on until it has ended."""
         job = str(call.params.get("job", ""))
-        folder, ended = self.jobs.spool_of(job, call.caller.name, call.caller.vo)
+        folder, ended = self.jobs.spool_of(job, call.caller.vo, call.caller.name)
         streams = [stream for stream in call.params.get("streams") or (1, 2) if stream in (1, 2)]
         readers = {stream: _Reader(folder / {1: "stdout", 2: "stderr"}[stream]) for stream in streams}
         acked = dict.fromkeys(streams, 0)

@@ -159,9 +159,8 @@ class SshLogins:
         """Join a session's program again: the front lived on while xosd was started anew."""
         account = self._account(call)
         await self._jobs.wait_life()
-        running = self._jobs.find(str(call.params.get("job", "")), account.user, int(call.params.get("attempt") or 1))
-        if running.vo != account.vo:
-            raise PermissionRefused("that job is not yours")
+        job, attempt = str(call.params.get("job", "")), int(call.params.get("attempt") or 1)
+        running = self._jobs.find(job, account.vo, account.user, attempt)
         if call.params.get("tty"):
             return await self._jobs.attach(running, call, {"offsets": {"1": int(call.params.get("output") or 0)}, "steal": True})
         return await self._wait(running, call)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 import sys
@@ -73,7 +74,7 @@ class Xosd:
         self.vos: dict[str, VoRuntime] = {}
         self.gate = Gate()
         self.system: SystemAccount | None = None
-        self.store = NodeStore(self.paths.private / "jobs.sqlite")
+        self.store = NodeStore(self.paths.private / "jobs.sqlite", self.config.vos)
         self.commit = GroupCommit(self.store, ThreadPoolExecutor(1, "store"))
         self.accounts = Accounts(self.paths.private / "accounts.sqlite")
         self.policy = NodePolicy(self.paths.private, self.facts, self._roles_of)
@@ -304,7 +305,7 @@ class Xosd:
             verify=runtime.verify_submission,
             admit=self._admit_detached,
             launch=self._launch_detached,
-            signal=self._signal_detached,
+            signal=functools.partial(self._signal_detached, runtime.vo),
             capacity=lambda: Capacity(self.slots, float(self._facts["cpus"]) * SLOTS_PER_CPU, int(self._facts["memory"])),
             facts=lambda: (int(self._live_facts[0]), dict(self.facts())),
             draining=lambda: self.draining,
@@ -314,7 +315,7 @@ class Xosd:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         contact = ContactFile(self.paths.private / f"contact-{runtime.vo}", boot)
         return DetachedJobs(
-            FabricPort(runtime.fabric), self.config.name, self.store, self.commit, hooks, clock_id=boot, contact=contact
+            FabricPort(runtime.fabric), self.config.name, runtime.vo, self.store, self.commit, hooks, clock_id=boot, contact=contact
         )
 
     async def _run_detached(self, detached: DetachedJobs) -> None:
@@ -339,8 +340,8 @@ class Xosd:
             raise
         return running.started_at
 
-    async def _signal_detached(self, job: str, attempt: int, number: int) -> None:
-        await self.jobs.signal(self.jobs.find(job, None, attempt), number)
+    async def _signal_detached(self, vo: str, job: str, attempt: int, number: int) -> None:
+        await self.jobs.signal(self.jobs.find(job, vo, None, attempt), number)
 
     async def _detached_ended(self, job: str, attempt: int, record: dict[str, Any], cause: Any) -> None:
         vo = self.jobs.live[f"{job}.{attempt}"].vo

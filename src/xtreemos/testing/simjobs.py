@@ -129,7 +129,7 @@ class SimNode:
             wall_at=world.now_s,
         )
         commit = GroupCommit(self.store, None)
-        self.jobs = NodeJobs(self.port, self.name, self.store, commit, hooks, clock_id=f"{self.name}-{self.boots}", contact=self)
+        self.jobs = NodeJobs(self.port, self.name, "demo", self.store, commit, hooks, clock_id=f"{self.name}-{self.boots}", contact=self)
         known = {key: process.started_at for key, process in self.jobd.items()}
         await self.jobs.recover(known, f"life{self.boots}")
         for key, process in list(self.jobd.items()):
@@ -488,8 +488,8 @@ class World:
         submitted = {subjects.part(s.subject, 3) for s in self.fabric.streams[subjects.SUBMIT_STREAM].history}
         rows = self.checker.check(batches, submitted)
         for node in self.nodes:
-            if node.store.live() or node.store.outbox(1):
-                raise Violation(f"{node.name} still holds {node.store.live()} {node.store.outbox(9)}")
+            if node.store.live() or node.store.outbox("demo", 1):
+                raise Violation(f"{node.name} still holds {node.store.live()} {node.store.outbox('demo', 9)}")
         return rows
 
 
