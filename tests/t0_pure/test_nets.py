@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from xtreemos.foundation.jobnet import JobNetPool
+import asyncio
+
+from xtreemos.foundation.jobnet import JobNet, JobNetPool
 from xtreemos.node.nets import Nets
 
 
@@ -12,3 +14,23 @@ def test_only_a_network_that_was_kept_is_adopted_and_only_once(tmp_path):
     assert nets.adopt("/run/xtreemos/netns/xj44") == "/run/xtreemos/netns/xj44"
     assert nets.adopt("/run/xtreemos/netns/xj44") is None
     assert nets.adopt(None) is None
+
+
+def test_a_network_that_comes_back_serves_again_before_another_is_made(tmp_path, monkeypatch):
+    made = []
+
+    def make(self):
+        number = self._number()
+        made.append(number)
+        return JobNet(f"{tmp_path}/xj{number}", "", f"xj{number}", number)
+
+    monkeypatch.setattr(JobNetPool, "_make", make)
+    async def lend_and_take_back(nets):
+        for _ in range(20):
+            net = await nets.take()
+            nets.give_back(net.path)
+
+    pool = JobNetPool(tmp_path, size=8, kept=48)
+    pool.fill()
+    asyncio.run(lend_and_take_back(Nets(pool)))
+    assert len(made) == 8

@@ -3,7 +3,7 @@
 A job's network sees its gateway and, if the node's policy lets it, what lies behind the node (masqueraded). It never sees another
 job's network, whatever VO that job belongs to, nor the node itself except the ports that policy lists; nor the grid's control ports
 anywhere. Making one costs some 30 ms of other programs' time, so the pool is filled ahead (`fill`, in a background thread of the
-caller), `take` costs nothing, and up to `size` used ones serve again: a job has no right to change its network, and when the
+caller), `take` costs nothing, and up to `kept` used ones serve again: a job has no right to change its network, and when the
 container has ended no process, socket or abstract name of it is left in there. Running jobs keep theirs when xosd starts again.
 
 Addresses: 10.244.0.1 is the gateway on every pair, job number i (from 2) is 10.244.(i / 256).(i % 256), each with a host route: so
@@ -103,9 +103,13 @@ table inet {TABLE} {{
 class JobNetPool:
     """Networks ready for jobs. Safe to use from several threads; `fill` may take long, `take` does so only when empty."""
 
-    def __init__(self, netns_dir: Path, *, size: int = 4, outgoing: bool = True, node_ports: Sequence[int] = ()) -> None:
+    def __init__(
+        self, netns_dir: Path, *, size: int = 4, kept: int | None = None, outgoing: bool = True, node_ports: Sequence[int] = ()
+    ) -> None:
+        """`size` are made ahead; up to `kept` (if not given: `size`) of those that jobs gave back wait for the next ones."""
         self._dir = netns_dir
         self._size = size
+        self._kept = size if kept is None else kept
         self._outgoing = outgoing
         self._node_ports = tuple(node_ports)
         self._ready: deque[JobNet] = deque()
@@ -148,7 +152,7 @@ class JobNetPool:
         with self._lock:
             if net in self._ready or net.number not in self._used or net.number in self._leaving:
                 return
-            if len(self._ready) < self._size:
+            if len(self._ready) < self._kept:
                 self._ready.append(net)
                 return
             self._leaving.add(net.number)

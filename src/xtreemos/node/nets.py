@@ -16,6 +16,8 @@ from xtreemos.node.sshd import noted
 log = logging.getLogger(__name__)
 
 READY = 8
+LOW = 4  # with fewer ready than this new ones are made: to replace each one that is lent would make and destroy one for every job
+KEPT_MAX = 48  # networks that wait after a burst of jobs; each costs the kernel some 100 KiB
 
 
 class Nets:
@@ -30,7 +32,8 @@ class Nets:
     async def take(self) -> JobNet:
         """Return a network for a job; at once if one is ready."""
         net = await asyncio.to_thread(self._pool.take) if not self._pool.ready_count else self._pool.take()
-        self._fill()
+        if self._pool.ready_count < LOW:
+            self._fill()
         return net
 
     def adopt(self, path: str | None) -> str | None:
@@ -70,7 +73,7 @@ async def open_pool(paths: NodePaths, config: NodeConfig) -> Nets:
         peer.close()
     keep = [str(row["meta"]["netns"]) for row in rows if (row.get("meta") or {}).get("netns") and row.get("exit") is None]
     keep += [one.network for one in noted(paths) if one.network]
-    pool = JobNetPool(paths.run / "netns", size=READY, outgoing=config.network == "outgoing")
+    pool = JobNetPool(paths.run / "netns", size=READY, kept=KEPT_MAX, outgoing=config.network == "outgoing")
     await asyncio.to_thread(pool.open, keep)
     nets = Nets(pool, keep)
     nets._fill()  # noqa: SLF001  # the first networks are made while the rest of the daemon starts
