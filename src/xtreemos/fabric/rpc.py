@@ -45,6 +45,13 @@ class ConnectionLost(Unreachable):
     code = "connection-lost"
 
 
+class NoConnection(Unreachable):
+    """There is no connection to the other side, so nothing was asked of it; it is down, away, or not who it should be."""
+
+    code = "no-connection"
+    definite = True
+
+
 class NoSuchMethod(NotFound):
     """The peer does not offer this method (to this caller)."""
 
@@ -177,9 +184,9 @@ class Peer:
     # -- calling ---------------------------------------------------------------------------------------------------------
 
     def open(self, method: str, params: Any = None, fds: Iterable[int] = ()) -> ClientCall:
-        """Start a call and return it open."""
+        """Start a call and return it open; raises NoConnection if the connection has ended."""
         if self.is_lost:
-            raise ConnectionLost(f"the connection to {self.label} has ended", "try again")
+            raise NoConnection(f"the connection to {self.label} has ended", "try again")
         channel = self._next_channel
         self._next_channel += 2
         call = ClientCall(self, channel)
@@ -600,7 +607,7 @@ async def connect_unix(path: Path, handlers: Mapping[str, Handler] | None = None
     """Connect to a Unix socket.
 
     Raises:
-        Unreachable: nobody listens there. Environment's fault; definite.
+        NoConnection: nobody listens there. Environment's fault; definite.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.setblocking(False)
@@ -608,7 +615,7 @@ async def connect_unix(path: Path, handlers: Mapping[str, Handler] | None = None
         await asyncio.get_running_loop().sock_connect(sock, str(path))
     except OSError as error:
         sock.close()
-        raise Unreachable(f"nothing listens on {path}", "is the node up? try `xos status`") from error
+        raise NoConnection(f"nothing listens on {path}", "is the node up? try `xos status`") from error
     _pid, uid = peer_uid(sock)
     peer = Peer(handlers or {}, caller=Caller(kind="local", uid=uid), ours_odd=True, label=str(path))
     _UnixLink(sock, peer)
@@ -665,7 +672,7 @@ async def connect_tls(
     """Connect with TLS. `identify` checks the server's certificate (after OpenSSL did) and names it.
 
     Raises:
-        Unreachable: no connection within `timeout_s`, or the other side is not who it should be. Definite.
+        NoConnection: no connection within `timeout_s`, or the other side is not who it should be. Definite.
     """
     where = f"{host}:{port}"
 
@@ -680,13 +687,13 @@ async def connect_tls(
             )
             return await protocol.ready
     except ssl.SSLError as error:
-        raise Unreachable(
+        raise NoConnection(
             f"{where} could not prove who it is ({error.reason or 'TLS failed'})", "ask the VO's administrator"
         ) from error
     except (TimeoutError, OSError) as error:
-        raise Unreachable(f"{where} does not answer", "is that node up? try `xos nodes`") from error
+        raise NoConnection(f"{where} does not answer", "is that node up? try `xos nodes`") from error
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        raise Unreachable(f"{where} refused the connection", "is your log-in still valid? try `xos whoami`") from None
+        raise NoConnection(f"{where} refused the connection", "is your log-in still valid? try `xos whoami`") from None

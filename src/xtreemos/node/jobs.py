@@ -21,7 +21,7 @@ import msgspec
 from xtreemos.aem.jobspec import JobSpec, carried_env
 from xtreemos.aem.manager.model import Cause, Ended, Said
 from xtreemos.aem.nodestore import AttemptState, GroupCommit, NodeStore, Offer, plan_recovery
-from xtreemos.errors import NotFound, PermissionRefused, RemoteError, TryLater, Unreachable, XosError
+from xtreemos.errors import EXIT_TRY_LATER, NotFound, PermissionRefused, RemoteError, TryLater, Unreachable, XosError
 from xtreemos.fabric import rpc
 from xtreemos.foundation import query, sandbox
 from xtreemos.foundation.accounts import Accounts
@@ -41,6 +41,8 @@ JOB_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PIDS_MAX = 4096
 SPOOL_BYTES_MAX = 1 << 30
 START_S = 30.0
+FIND_OUT_EVERY_S = 0.1
+FIND_OUT_S = 10.0  # a jobd that went away in the midst of a start is back after this, or nobody can say what became of it
 SLOTS_PER_CPU = 16
 VOID_MAX = 10_000
 SWEEP_S = 120.0
@@ -66,6 +68,19 @@ class OwnerRefuses(PermissionRefused):
     """The policy of the node's owner, the VO or the user refuses; nothing was started."""
 
     code = "owner-refuses"
+
+
+class JobdRestarted(TryLater):
+    """The node's jobd was started anew before it took the program; nothing was started. Try again."""
+
+    code = "jobd-restarted"
+
+
+class StartUnknown(Unreachable):
+    """The node's jobd went away in the midst of a start; whether the program runs is not known. See `xos ps` when it is back."""
+
+    code = "start-unknown"
+    exit_code = EXIT_TRY_LATER
 
 
 class NoSuchJob(NotFound):
@@ -158,8 +173,11 @@ class LocalJobs:
         known = {split_key(row["job"]): row for row in rows}
         self.life = life
         for key, row in known.items():
-            if row["job"] not in self.live:  # one that is attached keeps its count
+            known_here = self.live.get(row["job"])
+            if known_here is None:
                 self.live[row["job"]] = running_of(row, *key, self.adopt_net)
+            elif known_here.state == "starting" and known_here.started.is_set():  # its start was not answered
+                known_here.state = str(row["state"])
         for running in [one for one in self.live.values() if one.started.is_set() and split_key(one.key) not in known]:
             self._let_go(running)
         if self.on_jobd is not None:
@@ -170,12 +188,18 @@ class LocalJobs:
             ended = self.live.get(row["job"])  # None: ended and forgotten while we worked on others
             if row.get("exit") is not None and ended is not None and ended.exit is None:
                 await self._ended(ended, row["exit"])
-        lost = [Ended(one.job, one.attempt, Cause.LOST, f"node {self.node} went down while it ran") for one in plan.lost]
+        gone = [one for one in plan.lost if not self._is_starting(f"{one.job}.{one.attempt}")]
+        lost = [Ended(one.job, one.attempt, Cause.LOST, f"node {self.node} went down while it ran") for one in gone]
         if lost:
             await self.commit.do(self.store.ended, lost, time.time())
             for end in lost:
                 self.live.pop(f"{end.job}.{end.attempt}", None)
                 await self._tell()
+
+    def _is_starting(self, key: str) -> bool:
+        """Tell whether its start is under way: whoever waits for that finds out by himself what became of it."""
+        running = self.live.get(key)
+        return running is not None and not running.started.is_set()
 
     def _let_go(self, running: Running) -> None:
         """Jobd does not know it any more: it occupies nothing."""
@@ -298,7 +322,8 @@ class LocalJobs:
         """Admit, record and start a foreground job; return when it runs. `netns` is a network that the caller keeps for it.
 
         Raises:
-            NodeFull, NotMatching, OwnerRefuses: not started, another node may take it. XosError: not started.
+            NodeFull, NotMatching, OwnerRefuses, JobdRestarted: not started, another node may take it. StartUnknown: nobody knows.
+            XosError: not started.
         """
         self._check_free(spec, attempt)
         self._admit(spec)
@@ -318,7 +343,10 @@ class LocalJobs:
             running = await self.start(spec, attempt=attempt, sid=sid, stdio=stdio, fds=fds, netns=netns)
         except XosError as error:
             await recording
-            await self.commit.do(self.store.ended, [Ended(spec.job, attempt, Cause.REFUSED, error.line())], time.time())
+            if isinstance(error, JobdRestarted):  # the agent may come again with this very attempt
+                await self.commit.do(self.store.withdraw, spec.vo, spec.user, spec.job, attempt)
+            elif error.definite:
+                await self.commit.do(self.store.ended, [Ended(spec.job, attempt, Cause.REFUSED, error.line())], time.time())
             raise
         answer = await recording
         if answer.said is not Said.ACCEPTED:
@@ -363,21 +391,55 @@ class LocalJobs:
         try:
             running.netns = None if netns else await self.take_net()
             params = self._prepare(spec, running, uid, home, netns or running.netns, stdio=stdio, fds=bool(fds))
-            await (await self.jobd()).call("start", params, timeout_s=START_S, fds=fds)
+            await self._hand_over(running, params, fds)
         except RemoteError as error:
             if error.code == "job-exists" and spec.detached:
                 return await self._adopt(running)
             self._let_go(running)
             raise
-        except Unreachable:
-            raise  # whether it runs is not known: the next look at jobd tells, until then it counts as running
+        except StartUnknown:
+            raise  # the next look at jobd tells; until then it counts as running
         except BaseException:
             self._let_go(running)
             raise
         finally:
             running.started.set()
-        running.state = "running"
+        if running.exit is None:
+            running.state = "running"
         return running
+
+    async def _hand_over(self, running: Running, params: dict[str, Any], fds: tuple[int, ...]) -> None:
+        """Have jobd start it; returns when it runs, or ran and is lost with a jobd that died.
+
+        Raises:
+            RemoteError: jobd refused. JobdRestarted, StartUnknown: see there.
+        """
+        try:
+            await (await self.jobd()).call("start", params, timeout_s=START_S, fds=fds)
+        except rpc.NoConnection as error:
+            raise JobdRestarted(f"jobd of node {self.node} does not answer; nothing was started", "try again") from error
+        except Unreachable as error:
+            log.warning("%s: %s; asking jobd what became of it", running.key, error)
+            await self._find_out(running)
+
+    async def _find_out(self, running: Running) -> None:
+        """Jobd went away in the midst of a start: ask it, or its next life, which writes down what may have run before it runs."""
+        end = time.monotonic() + FIND_OUT_S
+        while time.monotonic() < end:
+            try:
+                rows = await (await self.jobd()).call("list", timeout_s=FIND_OUT_S)
+            except Unreachable:
+                rows = [{"job": running.key, "state": "starting"}]  # not back yet
+            row = next((row for row in rows if row["job"] == running.key), None)
+            if row is None:
+                raise JobdRestarted(f"jobd of node {self.node} was started anew; nothing was started", "try again")
+            if row["state"] != "starting":
+                self.live[running.key] = running
+                if row.get("exit") is not None and running.exit is None:
+                    await self._ended(running, row["exit"])
+                return
+            await asyncio.sleep(FIND_OUT_EVERY_S)
+        raise StartUnknown(f"jobd of node {self.node} went away while it started job {running.job}", "see `xos ps`")
 
     async def _adopt(self, asked: Running) -> Running:
         """An earlier daemon's last word reached jobd after we had looked: follow what runs, also if it has ended by now."""

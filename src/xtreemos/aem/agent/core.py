@@ -39,10 +39,10 @@ ELSEWHERE = frozenset(
         "node-full",
         "not-matching",
         "owner-refuses",
-        "unreachable",
-        "connection-lost",
+        "no-connection",
         "nodes-silent",
         "try-later",
+        "jobd-restarted",
         "job-store-broken",
     }
 )
@@ -208,7 +208,7 @@ class AgentCore:
             try:
                 return await self._start_on(spec, attempt, one.node), refusals
             except XosError as error:
-                if error.code not in ELSEWHERE or not (error.definite or error.code == "unreachable"):
+                if error.code not in ELSEWHERE or not error.definite:
                     raise
                 refusals.append((one.node, error))
                 if error.code != "node-full":

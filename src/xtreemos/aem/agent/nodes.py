@@ -164,7 +164,7 @@ class NodePool:
         """Return a live connection to `node`, made now if there is none.
 
         Raises:
-            Unreachable: no connection. Definite: nothing was sent.
+            NoConnection: no connection. Definite: nothing was sent.
         """
         peer = self._peers.get(node)
         if peer is not None and not peer.is_lost:
@@ -181,7 +181,7 @@ class NodePool:
             await self.ask(f"node=='{node}'", 1, GATHER_S)
             one = self._addresses.get(node)
         if one is None:
-            raise Unreachable(f"node {node} does not answer", "see `xos nodes`")
+            raise rpc.NoConnection(f"node {node} does not answer", "see `xos nodes`")
         context: ssl.SSLContext = client_context(self._trust, self._identity())
         peer = await rpc.connect_tls(
             one.address,

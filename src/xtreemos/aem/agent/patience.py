@@ -5,7 +5,7 @@ from __future__ import annotations
 from xtreemos.errors import XosError
 
 FULL = frozenset({"node-full"})
-AWAY = frozenset({"unreachable", "connection-lost", "nodes-silent", "try-later"})
+AWAY = frozenset({"unreachable", "no-connection", "nodes-silent", "try-later", "jobd-restarted"})
 SAY_AFTER_S = 1.0
 
 Refusals = list[tuple[str, XosError]]

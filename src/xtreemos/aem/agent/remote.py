@@ -20,7 +20,7 @@ from xtreemos.aem.jobspec import JobSpec, to_wire
 from xtreemos.errors import EXIT_TRY_LATER, RemoteError, TryLater, Unreachable, XosError
 from xtreemos.fabric.rpc import ClientCall
 from xtreemos.foundation.frames import CHUNK_BYTES, WINDOW_BYTES, Frame, Kind
-from xtreemos.foundation.jobd.model import REASON_NOT_EXECUTABLE, REASON_NOT_FOUND
+from xtreemos.foundation.jobd.model import REASON_JOBD, REASON_NOT_EXECUTABLE, REASON_NOT_FOUND
 from xtreemos.foundation.window import ReceiveWindow, SendWindow
 
 log = logging.getLogger(__name__)
@@ -315,8 +315,9 @@ class RemoteRun:
 
     async def _on_result(self, body: dict[str, Any]) -> bool:
         record = body.get("exit") or {}
-        if record.get("lost") and await self._start_again(f"node {self.placement.node} lost the job ({record.get('reason')})"):
-            await self._follow_call()
+        if record.get("reason") == REASON_JOBD:
+            if await self._start_again(f"node {self.placement.node} lost the job ({REASON_JOBD})"):
+                await self._follow_call()
             return True
         if record.get("reason") and record["reason"] not in SAID_ALREADY:
             await self._events.put(Message(f"xos: job {self.spec.job}: {record['reason']}"))
