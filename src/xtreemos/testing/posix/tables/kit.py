@@ -1,0 +1,44 @@
+"""Small words that several tables share."""
+
+from __future__ import annotations
+
+from errno import EACCES, EPERM
+
+from xtreemos.testing.posix.model import OWNER, ROOT, Step, do
+
+FOREVER_AGO = (1_000_000_000, 123_456_789, 1_100_000_000, 987_654_321)
+
+
+def rights(mode: int, who: str, *, user: str = OWNER, group: str = "team") -> int:
+    """The rwx bits (0 to 7) that a caller has by the mode of a file of `user` and `group`; root's are said elsewhere."""
+    if who == user:
+        return mode >> 6 & 7
+    teams = {
+        "team": {"owner", "peer", "member"},
+        "members": {"member"},
+        "others": {"other"},
+        "extra": {"owner"},
+        "elsewhere": {"other"},
+    }
+    return mode >> 3 & 7 if who in teams.get(group, set()) else mode & 7
+
+
+def denied(allowed: bool) -> int:
+    return 0 if allowed else EACCES
+
+
+def forbidden(allowed: bool) -> int:
+    return 0 if allowed else EPERM
+
+
+def octal(mode: int) -> str:
+    return f"{mode:04o}"
+
+
+def folder(path: str, mode: int = 0o755, *, user: str = OWNER, group: str = "team") -> Step:
+    return Step("make", ("dir", path, mode, user, group), ROOT)
+
+
+def content(path: str, data: bytes) -> Step:
+    """Set-up by root: the file at `path` holds this."""
+    return do("spew", path, data, who=ROOT)
