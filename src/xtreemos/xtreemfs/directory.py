@@ -31,6 +31,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     osds: Mapping[str, OsdRecord] = {}
     volumes: Mapping[str, VolumeRecord] = {}
     members: Mapping[str, tuple[str, ...]] = {}
+    revoked: Mapping[str, bytes] = {}
+    """Records of withdrawn credentials as the registry holds them (`vo.revocation`), by their keys; they only grow."""
 
     def volume_by_id(self, number: int) -> VolumeRecord | None:
         """Return the volume whose id is in an inode number, None if it is not known (removed, or not heard of yet)."""

@@ -60,6 +60,8 @@ class NotifyReply(Request, frozen=True, gc=False):
 
 
 class Lookup(Request, frozen=True, gc=False):
+    """Find a name in a directory."""
+
     name: bytes
 
 
@@ -104,10 +106,12 @@ class SetAttr(Request, frozen=True, gc=False):
 
 
 class ReadLink(Request, frozen=True, gc=False):
-    pass
+    """Read the target of a symbolic link."""
 
 
 class Symlink(Request, frozen=True, gc=False):
+    """Make a symbolic link."""
+
     name: bytes
     target: bytes
     groups: tuple[int, ...] = ()
@@ -124,6 +128,8 @@ class MkNod(Request, frozen=True, gc=False):
 
 
 class MkDir(Request, frozen=True, gc=False):
+    """Make a directory."""
+
     mode: int
     umask: int
     name: bytes
@@ -131,10 +137,14 @@ class MkDir(Request, frozen=True, gc=False):
 
 
 class Unlink(Request, frozen=True, gc=False):
+    """Remove a name that is no directory."""
+
     name: bytes
 
 
 class RmDir(Request, frozen=True, gc=False):
+    """Remove an empty directory."""
+
     name: bytes
 
 
@@ -195,7 +205,7 @@ class Write(Request, frozen=True, gc=False):
 
 
 class StatFs(Request, frozen=True, gc=False):
-    pass
+    """Ask for sizes of the whole file system."""
 
 
 class Release(Request, frozen=True, gc=False):
@@ -231,10 +241,14 @@ class GetXattr(Request, frozen=True, gc=False):
 
 
 class ListXattr(Request, frozen=True, gc=False):
+    """`size` is the caller's room; answer all names, as for GetXattr."""
+
     size: int
 
 
 class RemoveXattr(Request, frozen=True, gc=False):
+    """Remove an extended attribute."""
+
     name: bytes
 
 
@@ -262,15 +276,21 @@ class Lock(Request, frozen=True, gc=False):
 
 
 class Access(Request, frozen=True, gc=False):
+    """May the caller do `mask` (R_OK, W_OK, X_OK)?"""
+
     mask: int
 
 
 class Bmap(Request, frozen=True, gc=False):
+    """Where on a block device lies block `block` of this file?"""
+
     block: int
     block_bytes: int
 
 
 class Ioctl(Request, frozen=True, gc=False):
+    """`data` came with the call, at most `out_size` bytes may go back."""
+
     fh: int
     flags: int
     cmd: int
@@ -318,7 +338,7 @@ class CopyFileRange(Request, frozen=True, gc=False):
 
 
 class SyncFs(Request, frozen=True, gc=False):
-    pass
+    """Make everything durable."""
 
 
 class Attr(msgspec.Struct, frozen=True, gc=False):
@@ -379,6 +399,8 @@ class Opened(msgspec.Struct, frozen=True, gc=False):
 
 
 class Created(msgspec.Struct, frozen=True, gc=False):
+    """A new file and its first handle."""
+
     entry: Entry
     opened: Opened
 
@@ -406,6 +428,8 @@ class LockReply(msgspec.Struct, frozen=True, gc=False):
 
 
 class IoctlReply(msgspec.Struct, frozen=True, gc=False):
+    """`result` is what ioctl(2) returns."""
+
     result: int = 0
     data: bytes = b""
 
