@@ -121,10 +121,10 @@ class NodeKit:
         self.jobd = ScriptedJobd(self.paths.jobd_socket)
         self.service = JobService(self.jobs, Deposits())
 
-    async def _take_net(self, *_vo: str) -> str | None:
+    async def _take_net(self, _vo: str) -> str | None:
         return f"/net/{next(self._nets)}"
 
-    def _give_net(self, path: str) -> None:
+    def _give_net(self, path: str, _vo: str) -> None:
         self.given_back.append(path)
 
     def _allowed(self, _spec: Any) -> None:

@@ -38,7 +38,7 @@ try:
     pool.open()
     pool.open()  # a second life sweeps the first
     t = time.perf_counter(); pool.fill(); answers["make_ms"] = (time.perf_counter() - t) * 500
-    t = time.perf_counter(); a, b = pool.take(), pool.take(); answers["take_ms"] = (time.perf_counter() - t) * 500
+    t = time.perf_counter(); a, b = pool.take("red"), pool.take("red"); answers["take_ms"] = (time.perf_counter() - t) * 500
     servers = [serve(f"{folder}/world", 80, 7601), serve(None, 7601, 7622, 8080, 9000), serve(b.path, 5000)]
     answers.update(
         world=reach(a.path, "192.0.2.1", 80), world_control=reach(a.path, "192.0.2.1", 7601), other_job=reach(a.path, b.address, 5000),
@@ -46,9 +46,10 @@ try:
         node_listed=reach(a.path, "10.244.0.1", 8080), node_other=reach(a.path, "192.0.2.2", 9000),
         into_job=reach(f"{folder}/world", b.address, 5000), node_into_job=reach(None, b.address, 5000), node_self=reach(None, "127.0.0.1", 7601),
         addresses=[a.address, b.address])
-    pool.give_back(a); pool.give_back(a)
-    c, d = pool.take(), pool.take()
+    pool.give_back(a, "red"); pool.give_back(a, "red"); pool.give_back(a, "blue")
+    other, c, d = pool.take("blue"), pool.take("red"), pool.take("red")
     answers["once"] = c.address == a.address and d.address not in (a.address, b.address)
+    answers["foreign"] = other.address in (a.address, b.address, c.address, d.address)
 finally:
     for s in servers: s.stdin.close(); s.wait()
     pool.destroy_all()
@@ -87,6 +88,7 @@ def test_listed_ports_of_the_node_and_the_own_loopback_are_open(answers):
 def test_a_prepared_network_costs_nothing_and_one_given_back_twice_serves_one_job(answers):
     assert answers["take_ms"] < 5
     assert answers["once"]
+    assert not answers["foreign"]
     assert len(set(answers["addresses"])) == 2
 
 

@@ -4,7 +4,9 @@ A job's network sees its gateway and, if the node's policy lets it, what lies be
 job's network, whatever VO that job belongs to, nor the node itself except the ports that policy lists; nor the grid's control ports
 anywhere. Making one costs some 30 ms of other programs' time, so the pool is filled ahead (`fill`, in a background thread of the
 caller), `take` costs nothing, and up to `kept` used ones serve again: a job has no right to change its network, and when the
-container has ended no process, socket or abstract name of it is left in there. Running jobs keep theirs when xosd starts again.
+container has ended no process, socket or abstract name of it is left in there. Even so it serves only jobs of the same *owner*
+again (what that is the caller knows: a VO): whatever of a network might tell of its former job tells nobody else. Running jobs keep
+theirs when xosd starts again.
 
 Addresses: 10.244.0.1 is the gateway on every pair, job number i (from 2) is 10.244.(i / 256).(i % 256), each with a host route: so
 there is no shared segment on which jobs could meet. Everything lives in the network name space of the caller, except that
@@ -112,7 +114,8 @@ class JobNetPool:
         self._kept = size if kept is None else kept
         self._outgoing = outgoing
         self._node_ports = tuple(node_ports)
-        self._ready: deque[JobNet] = deque()
+        self._fresh: deque[JobNet] = deque()  # nobody's yet
+        self._waiting: deque[tuple[str, JobNet]] = deque()  # (owner, network given back), oldest first
         self._used: set[int] = set()
         self._leaving: set[int] = set()  # being destroyed
         self._last = FIRST - 1
@@ -129,42 +132,53 @@ class JobNetPool:
         if self._outgoing:
             Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
 
-    def fill(self) -> int:
-        """Make networks until `size` are ready; return how many were made."""
+    def fill(self, owner: str = "") -> int:
+        """Make networks until `size` are ready for `owner` ("": for anybody); return how many were made."""
         made = 0
-        while len(self._ready) < self._size:
-            self._ready.append(self._make())
+        while self.ready_count(owner) < self._size:
+            self._fresh.append(self._make())
             made += 1
         return made
 
-    def take(self) -> JobNet:
-        """Return a network for one job; makes one now if none is ready."""
-        try:
-            return self._ready.popleft()
-        except IndexError:
-            return self._make()
+    def take(self, owner: str) -> JobNet:
+        """Return a network for one job: one that the owner's jobs used, else a fresh one; makes one now if none is ready."""
+        with self._lock:
+            for index in range(len(self._waiting) - 1, -1, -1):  # the latest: the others may then go when room is needed
+                if self._waiting[index][0] == owner:
+                    net = self._waiting[index][1]
+                    del self._waiting[index]
+                    return net
+            if self._fresh:
+                return self._fresh.popleft()
+        return self._make()
 
-    def give_back(self, net: JobNet) -> None:
-        """Take back the network of a job whose processes are all gone; a second time means nothing.
+    def give_back(self, net: JobNet, owner: str) -> None:
+        """Take back the network of an owner's job whose processes are all gone; a second time means nothing.
 
-        Twice in the pool it would be given to two jobs at once, perhaps of two VOs.
+        Twice in the pool it would be given to two jobs at once. Without an owner ("") it serves nobody again.
         """
         with self._lock:
-            if net in self._ready or net.number not in self._used or net.number in self._leaving:
+            if net.number not in self._used or net.number in self._leaving or self._is_ready(net):
                 return
-            if len(self._ready) < self._kept:
-                self._ready.append(net)
-                return
-            self._leaving.add(net.number)
-        self._destroy(net.interface, Path(net.path))
+            leaving = net
+            if owner:
+                self._waiting.append((owner, net))
+                if len(self._fresh) + len(self._waiting) <= self._kept:
+                    return
+                leaving = self._waiting.popleft()[1]
+            self._leaving.add(leaving.number)
+        self._destroy(leaving.interface, Path(leaving.path))
         with self._lock:
-            self._used.discard(net.number)
-            self._leaving.discard(net.number)
+            self._used.discard(leaving.number)
+            self._leaving.discard(leaving.number)
 
-    @property
-    def ready_count(self) -> int:
-        """How many networks wait for a job."""
-        return len(self._ready)
+    def _is_ready(self, net: JobNet) -> bool:
+        return net in self._fresh or any(net == waiting for _owner, waiting in self._waiting)
+
+    def ready_count(self, owner: str = "") -> int:
+        """Return how many networks wait for a job of `owner` ("": of anybody)."""
+        with self._lock:
+            return len(self._fresh) + sum(1 for one, _net in self._waiting if one == owner)
 
     def find(self, path: str) -> JobNet:
         """Return the network at `path` as a value, for `give_back` after another life took it."""
@@ -173,7 +187,8 @@ class JobNetPool:
 
     def destroy_all(self, keep: Sequence[str] = ()) -> None:
         """Remove every network and rule of ours in this name space but those in `keep`; jobs in a removed one lose theirs."""
-        self._ready.clear()
+        self._fresh.clear()
+        self._waiting.clear()
         kept = {self.find(path) for path in keep}
         interfaces = {net.interface for net in kept}
         for interface in _interfaces():

@@ -107,8 +107,8 @@ class LocalJobs:
         commit: GroupCommit,
         accounts: Accounts,
         cgroups: Cgroups,
-        take_net: Callable[[], Awaitable[str | None]],
-        give_net: Callable[[str], None],
+        take_net: Callable[[str], Awaitable[str | None]],
+        give_net: Callable[[str, str], None],
         allowed: Callable[[JobSpec], None],
     ) -> None:
         self.paths = paths
@@ -204,9 +204,12 @@ class LocalJobs:
     def _let_go(self, running: Running) -> None:
         """Jobd does not know it any more: it occupies nothing."""
         self.live.pop(running.key, None)
-        if running.netns:
-            self.give_net(running.netns)
-            running.netns = None
+        self._free_net(running)
+
+    def _free_net(self, running: Running) -> None:
+        netns, running.netns = running.netns, None
+        if netns:
+            self.give_net(netns, running.vo)
 
     async def _on_jobd_event(self, body: dict[str, Any]) -> None:
         running = self.live.get(str(body.get("job", "")))
@@ -228,9 +231,7 @@ class LocalJobs:
         else:
             end = Ended(running.job, running.attempt, cause, record.get("reason") or "", record)
             await self.commit.do(self.store.ended, [end], time.time())
-        if running.netns:
-            self.give_net(running.netns)
-            running.netns = None
+        self._free_net(running)
         await self._tell()
         if running.detached:
             await self.forget(running)
@@ -389,7 +390,7 @@ class LocalJobs:
         )  # fmt: skip
         self.live[running.key] = running
         try:
-            running.netns = None if netns else await self.take_net()
+            running.netns = None if netns else await self.take_net(spec.vo)
             params = self._prepare(spec, running, uid, home, netns or running.netns, stdio=stdio, fds=bool(fds))
             await self._hand_over(running, params, fds)
         except RemoteError as error:
@@ -443,9 +444,7 @@ class LocalJobs:
 
     async def _adopt(self, asked: Running) -> Running:
         """An earlier daemon's last word reached jobd after we had looked: follow what runs, also if it has ended by now."""
-        if asked.netns:
-            self.give_net(asked.netns)
-            asked.netns = None
+        self._free_net(asked)
         rows = await (await self.jobd()).call("list", timeout_s=10)
         row = next((row for row in rows if row["job"] == asked.key), None)
         if row is None:

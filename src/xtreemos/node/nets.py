@@ -29,11 +29,12 @@ class Nets:
         self._kept = set(kept)
         self._filling: asyncio.Task[None] | None = None
 
-    async def take(self) -> JobNet:
-        """Return a network for a job; at once if one is ready."""
-        net = await asyncio.to_thread(self._pool.take) if not self._pool.ready_count else self._pool.take()
-        if self._pool.ready_count < LOW:
-            self._fill()
+    async def take(self, vo: str) -> JobNet:
+        """Return a network for a job of a VO; at once if one is ready."""
+        ready = self._pool.ready_count(vo)
+        net = self._pool.take(vo) if ready else await asyncio.to_thread(self._pool.take, vo)
+        if ready <= LOW:
+            self._fill(vo)
         return net
 
     def adopt(self, path: str | None) -> str | None:
@@ -46,20 +47,20 @@ class Nets:
         self._kept.discard(path)
         return path
 
-    def give_back(self, path: str) -> None:
-        """Take back the network of an ended job."""
+    def give_back(self, path: str, vo: str) -> None:
+        """Take back the network of a VO's ended job; only jobs of that VO get it again."""
         try:
-            self._pool.give_back(self._pool.find(path))
+            self._pool.give_back(self._pool.find(path), vo)
         except XosError as error:
             log.warning("%s", error)
 
-    def _fill(self) -> None:
+    def _fill(self, vo: str = "") -> None:
         if self._filling is None or self._filling.done():
-            self._filling = asyncio.create_task(self._fill_now(), name="fill networks")
+            self._filling = asyncio.create_task(self._fill_now(vo), name="fill networks")
 
-    async def _fill_now(self) -> None:
+    async def _fill_now(self, vo: str) -> None:
         try:
-            await asyncio.to_thread(self._pool.fill)
+            await asyncio.to_thread(self._pool.fill, vo)
         except XosError as error:
             log.warning("%s", error)
 

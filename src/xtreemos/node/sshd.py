@@ -210,7 +210,7 @@ class SshDoors:
     """The listeners of a node and the connections they made."""
 
     def __init__(
-        self, paths: NodePaths, node: str, take_net: Callable[[], Awaitable[str | None]], give_net: Callable[[str], None]
+        self, paths: NodePaths, node: str, take_net: Callable[[str], Awaitable[str | None]], give_net: Callable[[str, str], None]
     ) -> None:
         self._paths = paths
         self._node = node
@@ -307,7 +307,7 @@ class SshDoors:
     async def _serve(self, door: _Door, sock: socket.socket, address: str) -> None:
         assert self._front is not None
         try:
-            network = await self._take_net()
+            network = await self._take_net(door.vo)
             try:
                 words = [
                     str(self._front),
@@ -324,7 +324,7 @@ class SshDoors:
                 process = await self._start(words, sock)
             except BaseException:
                 if network:
-                    self._give_net(network)
+                    self._give_net(network, door.vo)
                 raise
         finally:
             self._starting -= 1
@@ -381,7 +381,7 @@ class SshDoors:
                     _kill(pid, connection.space)
             await asyncio.sleep(_POLL_S)  # the end of others' children can only be looked at
         if connection.network:
-            self._give_net(connection.network)
+            self._give_net(connection.network, connection.vo)
 
     def admitted(self, pid: int, user: str, sid: str) -> None:
         """Note whose certificate was admitted on a connection."""

@@ -127,12 +127,12 @@ class Xosd:
             raise PermissionRefused(f"node {self.config.name} is leaving the grid", "use another node")
         self.policy.check_run(spec, self.config.name)
 
-    async def _take_net(self) -> str | None:
-        return None if self.nets is None else (await self.nets.take()).path
+    async def _take_net(self, vo: str) -> str | None:
+        return None if self.nets is None else (await self.nets.take(vo)).path
 
-    def _give_net(self, path: str) -> None:
+    def _give_net(self, path: str, vo: str) -> None:
         if self.nets is not None:
-            self.nets.give_back(path)
+            self.nets.give_back(path, vo)
 
     # -- tasks -----------------------------------------------------------------------------------------------------------
 
