@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from xtreemos.errors import UsageError
-from xtreemos.names import check_job, check_node, check_user, check_vo
+from xtreemos.names import ARRAY_TASKS_MAX, check_job, check_node, check_user, check_vo, task_id, task_index
 
 ARGV_BYTES_MAX = 128 * 1024
 ENV_BYTES_MAX = 256 * 1024
@@ -46,6 +46,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     Units: cpus in cores (fractions allowed, None = no limit), memory_bytes, wall_s seconds. `env` is the whole environment
     but for what the node sets itself; `merged`: one pipe for both outputs; `stderr_apart`: standard error is none of the terminal;
+    `count` above 1: an array of so many tasks, `job` is its first task's id (`names.task_id`), `task` makes the spec of each;
     `rlimits` maps a name without RLIMIT_ to (soft, hard), -1 = infinity.
     """
 
@@ -70,6 +71,9 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     merged: bool = False
     stderr_apart: bool = False
     submitted_at: float = 0.0
+    count: int = 1
+    files: bytes = b""
+    """A detached job's ticket for the user's files (`xtreemfs.ticket`)."""
 
     def __post_init__(self) -> None:
         check_job(self.job)
@@ -95,6 +99,27 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
             raise BadSpec("the umask is not between 0 and 0777")
         if not 0 <= self.retry <= 100:
             raise BadSpec("--retry is not between 0 and 100")
+        if not 1 <= self.count <= ARRAY_TASKS_MAX:
+            raise BadSpec(f"--count {self.count} is not between 1 and {ARRAY_TASKS_MAX}")
+        if self.count > 1 and (task_index(self.job) != 0 or not self.detached):
+            raise BadSpec("an array is detached, and its id is that of its first task")
+
+    def tasks(self) -> list[str]:
+        """Return the job ids that this describes: one, or one for each task of the array, in order."""
+        return [self.job] if self.count == 1 else [task_id(self.job, index) for index in range(self.count)]
+
+    def task(self, job: str) -> JobSpec:
+        """Return what one job of this is.
+
+        Raises:
+            BadSpec: `job` is none of `tasks`.
+        """
+        if self.count == 1 and job == self.job:
+            return self
+        index = task_index(check_job(job))
+        if self.count == 1 or index >= self.count or task_id(self.job, index) != job:
+            raise BadSpec(f"the submission of {self.job} does not speak of job {job}")
+        return msgspec.structs.replace(self, job=job, count=1, env={**self.env, "XOS_INDEX": str(index)})
 
 
 def to_wire(spec: JobSpec) -> dict[str, Any]:

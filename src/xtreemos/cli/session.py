@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -29,6 +30,9 @@ def login(
         answer = launcher.login(context.grid_dir(), vo, user, password)
         hours, minutes = divmod(int(answer["valid_s"]) // 60, 60)
         print(f"logged in as {user}@{vo}; the session renews itself (credentials valid {hours} h {minutes:02d} min)")
+
+        if problem := answer.get("home_problem"):
+            print(f"xos: your home is not mounted on this machine: {problem}", file=sys.stderr)
 
     context.guarded(work)
 

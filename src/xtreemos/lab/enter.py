@@ -188,11 +188,10 @@ def _account(request: Request) -> pwd.struct_passwd:
 def _become_user(request: Request, account: pwd.struct_passwd, passwords: Mapping[str, str]) -> dict[str, str]:
     """Drop to the user in a fresh keyring and a logged-in session; return the environment. The working folder is HOME."""
     runtime = f"/run/user/{account.pw_uid}"
-    for folder in (runtime, account.pw_dir):
-        if not os.path.isdir(folder):
-            os.makedirs(folder)
-            os.chmod(folder, 0o700)
-            os.chown(folder, account.pw_uid, account.pw_gid)
+    if not os.path.isdir(runtime):
+        os.makedirs(runtime)
+        os.chmod(runtime, 0o700)
+        os.chown(runtime, account.pw_uid, account.pw_gid)
     env = {
         **_root_env(),
         "HOME": account.pw_dir,
@@ -206,11 +205,15 @@ def _become_user(request: Request, account: pwd.struct_passwd, passwords: Mappin
     os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
     os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
     linux.join_fresh_session_keyring()
-    os.chdir(account.pw_dir)
+    os.chdir("/")
     fcntl.flock(lock, fcntl.LOCK_EX)  # two first commands at a time must not log in twice
     if not _agent_is_alive(runtime):
         _log_in(request, env, passwords)
     os.close(lock)
+    try:
+        os.chdir(account.pw_dir)  # the log-in has mounted it
+    except OSError as problem:
+        os.write(2, f"xos: the home {account.pw_dir} cannot be entered: {problem.strerror}\n".encode())
     return env
 
 

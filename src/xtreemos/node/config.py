@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from xtreemos.errors import UsageError
@@ -23,6 +25,10 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     vos: list[str] = []
     slots: int = 0
     network: str = "outgoing"
+    files: Literal["grid", "local"] = "local"
+    """grid: homes and volumes of XtreemFS; local: homes are folders of this node alone."""
+    storage_bytes: int = -1
+    """What the owner gives to the VOs' files, each VO; 0 nothing, -1 as the OSD sees fit (half of what is free)."""
     created_at: float = 0.0
 
 

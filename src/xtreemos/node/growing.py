@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import logging
 import os
 import signal
@@ -187,8 +186,5 @@ async def enlist(paths: NodePaths, config: NodeConfig, call: ServerCall) -> Node
     accounts = {**server.accounts, **{str(key): str(token) for key, token in call.params["accounts"].items() if token}}
     write_config(dataclasses.replace(server, accounts=accounts))
     save_node(paths, config)
-    write_atomically(paths.services, json.dumps(start.services(paths, config), indent=1).encode())
-    pid = start.supervisor_pid(paths)
-    if pid:
-        os.kill(pid, signal.SIGHUP)
+    start.refresh_services(paths, config)
     return config

@@ -126,6 +126,8 @@ class LocalJobs:
         self.life = ""
         self.on_detached_ended: DetachedEnded | None = None
         self.on_jobd: JobdKnows | None = None
+        self.home: Callable[[str, str, int], Awaitable[Path]] = _folder_home
+        self.shared: Callable[[str], tuple[sandbox.Bind, ...]] = lambda _vo: ()
         self.adopt_net: Callable[[str | None], str | None] = lambda _path: None
         self._jobd: rpc.Peer | None = None
         self._system = sandbox.probe_system()
@@ -383,13 +385,13 @@ class LocalJobs:
         """Make the sandbox and hand the recorded attempt to jobd."""
         self._check_free(spec, attempt)
         uid = self.accounts.uid_for(spec.user, spec.vo)
-        home = ensure_home(spec.user, spec.vo, uid)
         running = Running(
             spec.job, attempt, spec.user, spec.vo, sid, command_line(spec), spec.retry > 0, spec.detached, spec.tty is not None, time.time(),
             state="starting",
         )  # fmt: skip
         self.live[running.key] = running
         try:
+            home = await self.home(spec.user, spec.vo, uid)
             running.netns = None if netns else await self.take_net(spec.vo)
             params = self._prepare(spec, running, uid, home, netns or running.netns, stdio=stdio, fds=bool(fds))
             await self._hand_over(running, params, fds)
@@ -508,6 +510,7 @@ class LocalJobs:
             stderr_apart=spec.stderr_apart,
             stdio_fds=fds,
             userdb_dir=str(self.paths.run / "userdb" / spec.vo),
+            work=self.shared(spec.vo),
             netns=netns,
             hidden=(str(self.paths.dir),),
         )
@@ -646,6 +649,10 @@ async def _pump(source: rpc.Call, target: rpc.Call, target_peer: rpc.Peer) -> An
 def command_line(spec: JobSpec) -> str:
     """Return the program and its arguments for listings, bounded."""
     return " ".join(spec.argv)[:160]
+
+
+async def _folder_home(user: str, vo: str, uid: int) -> Path:
+    return ensure_home(user, vo, uid)
 
 
 def ensure_home(user: str, vo: str, uid: int) -> Path:

@@ -15,7 +15,7 @@ import logging
 import os
 import pwd
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from xtreemos.aem.jobspec import JobSpec, Winsize
@@ -56,8 +56,17 @@ class Vo(Protocol):
 class SshLogins:
     """Handlers of `ssh.*`."""
 
-    def __init__(self, *, jobs: LocalJobs, accounts: Accounts, vos: Mapping[str, Vo], doors: SshDoors) -> None:
+    def __init__(
+        self,
+        *,
+        jobs: LocalJobs,
+        accounts: Accounts,
+        vos: Mapping[str, Vo],
+        doors: SshDoors,
+        make_place: Callable[[str, str, int], object] = ensure_home,
+    ) -> None:
         self._jobs = jobs
+        self._make_place = make_place
         self._accounts = accounts
         self._vos = vos
         self._doors = doors
@@ -80,7 +89,7 @@ class SshLogins:
         if caller is None:
             return {"lines": []}
         uid = self._accounts.uid_for(caller.name, caller.vo)
-        ensure_home(caller.name, caller.vo, uid)  # sshd steps into it before it starts our front
+        self._make_place(caller.name, caller.vo, uid)  # sshd steps into it before it starts our front
         self._doors.admitted(pid, caller.name, caller.sid)
         return {"lines": [unix_name(caller.name, caller.vo)]}
 

@@ -23,7 +23,7 @@ from xtreemos.foundation.files import write_atomically
 from xtreemos.foundation.jobd.launch import command as jobd_command
 from xtreemos.foundation.paths import NATS_PORT, ROUTE_PORT, NodePaths
 from xtreemos.names import check_node, check_vo
-from xtreemos.node import supervise
+from xtreemos.node import files, supervise
 from xtreemos.node.config import NodeConfig, load_node, save_node
 from xtreemos.node.joining import owner_key
 from xtreemos.node.sshd import hang_up_all
@@ -101,7 +101,18 @@ def services(paths: NodePaths, config: NodeConfig) -> list[dict[str, Any]]:
     if config.core:
         rows.append({"name": "nats-server", "argv": argv(server_config(paths, config, load_grid(paths.private))), "env": {}})
     rows.append({"name": "xosd", "argv": [sys.executable, "-m", "xtreemos.node.xosd", "--dir", str(paths.dir)], "env": env})
-    return rows
+    return rows + files.services(paths, config, env)
+
+
+def refresh_services(paths: NodePaths, config: NodeConfig) -> None:
+    """Write the supervisor's list anew and let it read it: what runs and stays is left alone."""
+    for vo in config.vos:
+        (paths.run / "fs" / vo).mkdir(parents=True, exist_ok=True, mode=0o700)
+        (paths.private / "fs" / vo).mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_atomically(paths.services, json.dumps(services(paths, config), indent=1).encode())
+    running = supervisor_pid(paths)
+    if running:
+        os.kill(running, signal.SIGHUP)
 
 
 def up(paths: NodePaths, *, restart: bool = False) -> dict[str, Any]:
@@ -118,14 +129,11 @@ def up(paths: NodePaths, *, restart: bool = False) -> dict[str, Any]:
     USERDB_DIR.mkdir(parents=True, exist_ok=True)
     if config.core:
         write_config(server_config(paths, config, load_grid(paths.private)))
-    write_atomically(paths.services, json.dumps(services(paths, config), indent=1).encode())
-    running = supervisor_pid(paths)
-    if running:
-        os.kill(running, signal.SIGHUP)
-        if restart:
-            _end_xosd(paths)
-    else:
+    refresh_services(paths, config)
+    if supervisor_pid(paths) is None:
         _start_supervisor(paths)
+    elif restart:
+        _end_xosd(paths)
     return asyncio.run(_wait_ready(paths))
 
 

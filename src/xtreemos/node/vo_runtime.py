@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 
 SERVICE_TOKEN_S = 12 * 3600
 RENEW_NODE_AT = 0.5
+ASK_CORE_S = 10.0
 LEASE_S = 5
 _CREDENTIAL_FILE = "node.secret"
 
@@ -123,6 +124,10 @@ class VoRuntime:
         self.on_users: Callable[[], None] | None = None
         self.on_revoked: Callable[[str, Revocation], Awaitable[None]] | None = None
         self.on_renewed: Callable[[], None] | None = None
+        self.public: dict[str, bytes] = {}
+        """The whole public bucket, for the directory service of XtreemFS."""
+        self.watchers: set[Callable[[str, bytes | None], None]] = set()
+        self.synced = asyncio.Event()
 
     @classmethod
     async def open(cls, *, node: str, entry: VoEntry, folder: Path, core: bool) -> VoRuntime:
@@ -221,12 +226,20 @@ class VoRuntime:
         async for event in pub.watch(">"):
             if isinstance(event, Synced):
                 synced = True
+                self.synced.set()
             elif isinstance(event, (Entry, Deleted)):
                 self._apply(event)
             if synced and self.on_users is not None:
                 self.on_users()
 
     def _apply(self, event: Entry | Deleted) -> None:
+        value = None if isinstance(event, Deleted) else event.value
+        if value is None:
+            self.public.pop(event.key, None)
+        else:
+            self.public[event.key] = value
+        for tell in self.watchers:
+            tell(event.key, value)
         kind, _dot, name = event.key.partition(".")
         tables: dict[str, dict[str, Any]] = {"user": self.users, "node": self.nodes}
         table = tables.get(kind)
@@ -257,6 +270,15 @@ class VoRuntime:
                 self.fabric.renew()
             if self.on_renewed is not None:
                 self.on_renewed()
+
+    async def ask_core(self, method: str, params: Mapping[str, Any]) -> Any:
+        """Call a method of a core node as this node. Raises Unreachable or what it answered."""
+        client = CdaClient(self.issued.trust, self.entry.endpoints, lambda: self.issued.identity)
+        peer = await client.connect()
+        try:
+            return await peer.call(method, dict(params), timeout_s=ASK_CORE_S)
+        finally:
+            peer.close()
 
     async def close(self) -> None:
         """End the connection."""

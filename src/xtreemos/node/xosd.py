@@ -14,7 +14,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,15 @@ from xtreemos.foundation.accounts import Accounts
 from xtreemos.foundation.cgroups import Cgroups
 from xtreemos.foundation.facts import live_facts, read_tags, static_facts
 from xtreemos.foundation.paths import NATS_PORT, RPC_PORT, NodePaths
-from xtreemos.node import growing, joining
+from xtreemos.foundation.sandbox import Bind
+from xtreemos.node import growing, joining, start
 from xtreemos.node.admin import Admin
 from xtreemos.node.config import NodeConfig, load_node, save_node
 from xtreemos.node.deposits import Deposits
+from xtreemos.node.dirservice import DirService
+from xtreemos.node.files import Files, place_of
 from xtreemos.node.guests import Guests
-from xtreemos.node.jobs import SLOTS_PER_CPU, LocalJobs, NoSuchJob
+from xtreemos.node.jobs import SLOTS_PER_CPU, LocalJobs, NoSuchJob, ensure_home
 from xtreemos.node.nets import Nets, open_pool
 from xtreemos.node.policies import NodePolicy
 from xtreemos.node.service import JobService, guarded
@@ -99,7 +102,14 @@ class Xosd:
         self.deposits = Deposits()
         self.service = JobService(self.jobs, self.deposits)
         self.ssh = SshDoors(self.paths, self.config.name, self._take_net, self._give_net)
-        self.logins = SshLogins(jobs=self.jobs, accounts=self.accounts, vos=self.vos, doors=self.ssh)
+        self.files = Files(self.paths, self.config.name, self.accounts.uid_for)
+        self.dir = DirService(self.vos, self.config.name)
+        make_place: Callable[[str, str, int], object] = ensure_home
+        if self.config.files == "grid":
+            self.jobs.home = self.files.ensure_home
+            self.jobs.shared = lambda vo: (Bind(f"/xos/{vo}"),)
+            make_place = place_of
+        self.logins = SshLogins(jobs=self.jobs, accounts=self.accounts, vos=self.vos, doors=self.ssh, make_place=make_place)
         self.detached: dict[str, DetachedJobs] = {}
         self.draining = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -332,6 +342,8 @@ class Xosd:
             raise error
 
     async def _launch_detached(self, submission: Submission, attempt: int) -> float:
+        if submission.spec.files and self.config.files == "grid":
+            await self.files.keep(submission.spec.vo, submission.spec.files)
         try:
             running = await self.jobs.start(submission.spec, attempt=attempt, sid=submission.caller.sid)
         except RemoteError as error:
@@ -389,8 +401,18 @@ class Xosd:
             "grid.facts": guarded(anybody, self._grid_facts),
             "core.ready": guarded(node, self._ready),
             "core.enlist": guarded(node, self._enlist),
+            "dir.put": guarded(node, self.dir.put_remote),
+            "files.delegate": guarded(frozenset({"user"}), self._delegate),
         }
         return {**table, **self.service.methods(), **own}
+
+    async def _delegate(self, call: ServerCall) -> Any:
+        """Take a user's ticket for their files; where homes are folders of this node there is nothing to take it for."""
+        if self.config.files == "grid":
+            return await self.files.delegate(call)
+        if call.params.get("home"):
+            ensure_home(call.caller.name, call.caller.vo, self.accounts.uid_for(call.caller.name, call.caller.vo))
+        return {}
 
     def _cda(self, name: str) -> Handler:
         async def handle(call: ServerCall) -> Any:
@@ -445,6 +467,7 @@ class Xosd:
         if entry.vo not in self.config.vos:
             self.config = msgspec.structs.replace(self.config, vos=[*self.config.vos, entry.vo])
             save_node(self.paths, self.config)
+            start.refresh_services(self.paths, self.config)
 
     def forget(self, vo: str) -> None:
         """Serve a VO no more: started again by the supervisor, without it."""
@@ -452,6 +475,7 @@ class Xosd:
         self.ssh.withdraw(vo)
         self.config = msgspec.structs.replace(self.config, vos=[name for name in self.config.vos if name != vo])
         save_node(self.paths, self.config)
+        start.refresh_services(self.paths, self.config)
         self._stop.set()
 
 

@@ -27,6 +27,7 @@ from xtreemos.aem.agent.nodes import NodePool, NodesSilent
 from xtreemos.aem.agent.ports import Hello, Run
 from xtreemos.aem.agent.session import Session, kept_session
 from xtreemos.aem.agent.sshagent import SshAgent
+from xtreemos.aem.agent.tickets import Tickets
 from xtreemos.errors import InternalError, PermissionRefused, RemoteError, UsageError, XosError
 from xtreemos.fabric import rpc, subjects
 from xtreemos.fabric.connection import Fabric
@@ -38,6 +39,7 @@ from xtreemos.vo.grid import load_grid
 
 log = logging.getLogger("xtreemos.aem.agent")
 
+TICKET_S = 3.0  # an ssh log-in waits no longer for the node's answer
 REFUSED = "Authorization Violation"  # the server's own words
 
 
@@ -48,12 +50,14 @@ class Agent:
         self.session = session
         self.directory = directory
         self.fabric: Fabric
-        self.pool = NodePool(session.issued.trust, lambda: session.identity, self._gather)
+        self.tickets = Tickets(session)
+        self.pool = NodePool(session.issued.trust, lambda: session.identity, self._gather, self.tickets.give)
         self.local = local
         self.core = AgentCore(vo=session.entry.vo, user=session.credentials.name, pool=self.pool, local=local)
         self.ghosts = GhostServer(chooser=lambda hello: choose(hello.words, session.entry.vo), resumer=self._resume)
         self._named = True
-        self.ssh = SshAgent(session, directory)
+        self.home_problem = ""
+        self.ssh = SshAgent(session, directory, self._before_ssh)
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -61,7 +65,7 @@ class Agent:
         """Connect and listen."""
         vo = self.session.entry.vo
         self.fabric = await self.session.fabric()
-        detached = Detached(self.fabric, self.session)
+        detached = Detached(self.fabric, self.session, self.tickets)
         self.core.commands = Commands(self.core, whoami=self.whoami, detached=detached, ssh_config=self.ssh_config)
         handlers = {"cda": self._cda, "logout": self._logout, "whoami": self._whoami}
         self.ghosts.start(self.directory / f"ghost-{vo}.sock", self.core.launch)  # first: it refuses beside a living agent
@@ -72,6 +76,8 @@ class Agent:
         self.session.on_renewed = self._renewed
         self.session.keep()
         self._spawn(self.session.renew_for_ever(), "renew")
+        if self.local.name:  # the home is mounted here before the first command
+            self.home_problem = await self._mount_home(self.local.name)
         self._spawn(self.pool.warm(), "warm")
 
     def _spawn(self, work: Any, name: str) -> None:
@@ -121,6 +127,25 @@ class Agent:
     async def _renewed(self) -> None:
         self.fabric.renew()
         self.ssh.write_known_hosts()
+        await self.pool.tell_all()
+
+    async def _mount_home(self, node: str) -> str:
+        """Mount the home on this machine; return what is wrong, if something is."""
+        try:
+            await self.tickets.mount_home(node, await self.pool.peer(node))
+        except XosError as error:
+            log.warning("the home is not mounted here: %s", error)
+            return error.line()
+        return ""
+
+    async def _before_ssh(self, node: str) -> None:
+        """A log-in by ssh begins: the node must have the ticket for the user's files before the shell starts."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TICKET_S):
+                try:
+                    await self.pool.peer(node)
+                except XosError as error:
+                    log.info("ssh to %s: no ticket for files is there: %s", node, error)
 
     async def _gather(self, where: str, wanted: int, wait_s: float) -> list[dict[str, Any]]:
         """Ask the nodes; returns as soon as `wanted` or all members of the VO have answered, or after `wait_s`."""
@@ -246,7 +271,7 @@ async def run(args: argparse.Namespace, password: str) -> None:
         log.exception("the agent could not start")
         _answer({"error": InternalError(f"the agent could not start: {type(error).__name__}", f"see {directory}").to_wire()})
         return
-    _answer({**agent.whoami(), "valid_s": session.credentials.expires_at - time.time()})
+    _answer({**agent.whoami(), "home_problem": agent.home_problem, "valid_s": session.credentials.expires_at - time.time()})
     await agent.main()
 
 

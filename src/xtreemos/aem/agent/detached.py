@@ -6,7 +6,10 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 from xtreemos.aem.agent.session import Session
+from xtreemos.aem.agent.tickets import Tickets
 from xtreemos.aem.jobspec import JobSpec
 from xtreemos.aem.manager.client import JobsClient
 from xtreemos.aem.manager.fabricport import FabricPort
@@ -17,12 +20,14 @@ from xtreemos.fabric.connection import Fabric
 class Detached:
     """One session's line to the manager of detached jobs."""
 
-    def __init__(self, fabric: Fabric, session: Session) -> None:
+    def __init__(self, fabric: Fabric, session: Session, tickets: Tickets) -> None:
         self._session = session
+        self._tickets = tickets
         self._client = JobsClient(FabricPort(fabric), session.credentials.name, clock_s=time.monotonic)
 
     async def submit(self, spec: JobSpec) -> str:
         """Sign and submit; returns the job id when the VO's log has it."""
+        spec = msgspec.structs.replace(spec, files=self._tickets.for_job(spec.job))
         record = sign_submission(spec, self._session.credentials.x509, self._session.issued.keys.x509)
         return await self._client.submit(record)
 

@@ -61,6 +61,12 @@ class Candidate:
 
 
 Gather = Callable[[str, int, float], Awaitable[list[dict[str, Any]]]]
+Connected = Callable[[str, Peer], Awaitable[None]]
+"""Told of each new connection (node, its peer) before anything else goes over it; must not raise."""
+
+
+async def _nothing(_node: str, _peer: Peer) -> None:
+    return
 
 
 def candidate(answer: dict[str, Any]) -> Candidate:
@@ -85,10 +91,11 @@ def order(candidates: list[Candidate], avoid: frozenset[str], ours: dict[str, in
 class NodePool:
     """Candidates and connections of one session."""
 
-    def __init__(self, trust: Trust, identity: Callable[[], Identity], gather: Gather) -> None:
+    def __init__(self, trust: Trust, identity: Callable[[], Identity], gather: Gather, on_connected: Connected = _nothing) -> None:
         self._trust = trust
         self._identity = identity
         self._gather = gather
+        self._on_connected = on_connected
         self._known: dict[str, tuple[float, list[Candidate]]] = {}
         self._peers: dict[str, Peer] = {}
         self._connecting: dict[str, asyncio.Task[Peer]] = {}
@@ -191,6 +198,7 @@ class NodePool:
             identify=identify_node(self._trust, time.time, node),
             timeout_s=CONNECT_S,
         )
+        await self._on_connected(node, peer)
         self._peers[node] = peer
         self._spawn(self._watch(node, peer), f"watch {node}")
         return peer
@@ -230,6 +238,10 @@ class NodePool:
         with contextlib.suppress(XosError):
             found = await self.candidates(None, None)
             await asyncio.gather(*(self.peer(one.node) for one in found[:count]), return_exceptions=True)
+
+    async def tell_all(self) -> None:
+        """Tell of every connection again: what was said at its beginning has changed."""
+        await asyncio.gather(*(self._on_connected(node, peer) for node, peer in list(self._peers.items())))
 
     async def close(self) -> None:
         """End every connection."""

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -23,7 +24,8 @@ from xtreemos.fabric.rpc import peer_uid
 from xtreemos.foundation.files import write_atomically
 from xtreemos.foundation.paths import SSHD_PORT
 from xtreemos.names import unix_name
-from xtreemos.vo.ssh import key_blob
+from xtreemos.vo.errors import BadCredential
+from xtreemos.vo.ssh import key_blob, parse
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +45,9 @@ class _Cda(Protocol):
 class SshAgent:
     """The socket and the files of one session."""
 
-    def __init__(self, session: Session, directory: Path) -> None:
+    def __init__(self, session: Session, directory: Path, before_login: Callable[[str], Awaitable[None]]) -> None:
         vo = session.entry.vo
+        self._before_login = before_login
         self._session = session
         self.socket = directory / f"ssh-{vo}.sock"
         self.known_hosts = directory / f"ssh-{vo}.known_hosts"
@@ -103,12 +106,27 @@ class SshAgent:
                 length = int.from_bytes(await reader.readexactly(4), "big")
                 if not 0 < length <= sshwire.MESSAGE_BYTES_MAX:
                     return
-                writer.write(sshwire.text(sshwire.answer(await reader.readexactly(length), self._identity())))
+                message, identity = await reader.readexactly(length), self._identity()
+                if (node := self._destination(message, identity)) is not None:
+                    await self._before_login(node)
+                writer.write(sshwire.text(sshwire.answer(message, identity)))
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             return  # the client is done
         finally:
             writer.close()
+
+    def _destination(self, message: bytes, identity: sshwire.Identity) -> str | None:
+        """Tell the node that a log-in goes to, by the host certificate that the client has checked; None if it is not told."""
+        host_key = sshwire.destination(message, identity)
+        if host_key is None:
+            return None
+        try:
+            principals = parse(host_key).principals
+        except BadCredential:
+            return None
+        suffix = f".{self._session.entry.vo}"
+        return next((name.removesuffix(suffix) for name in principals if name.endswith(suffix)), None)
 
     # -- configuration ---------------------------------------------------------------------------------------------------
 

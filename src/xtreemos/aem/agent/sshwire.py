@@ -69,6 +69,29 @@ def answer(message: bytes, identity: Identity) -> bytes:
     return FAILURE
 
 
+def destination(message: bytes, identity: Identity) -> bytes | None:
+    """Return the host key (wire form) that a client names in a request to sign a log-in; None for every other message."""
+    try:
+        reader = _Reader(message)
+        if reader.take(1)[0] != _SIGN or reader.string() != identity.certificate:
+            return None
+        data = reader.string()
+        if not is_login(data, identity):
+            return None
+        reader = _Reader(data)
+        reader.string()
+        reader.take(1)
+        _user, _service, method = reader.string(), reader.string(), reader.string()
+        if method != _METHODS[1]:
+            return None
+        reader.take(1)
+        reader.string()
+        reader.string()
+        return reader.string()
+    except _Cut:
+        return None
+
+
 def is_login(data: bytes, identity: Identity) -> bool:
     """Tell whether `data` asks, as RFC 4252 has it, to log in as the identity's user by its certificate, and nothing else."""
     reader = _Reader(data)

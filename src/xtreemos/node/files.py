@@ -1,0 +1,171 @@
+"""The grid's files on this node: which processes serve them, the users' tickets, and their homes.
+
+The mount process of a VO (`xtreemfs.client`) is reached by its control socket. A home is a volume of the user's own; here it is bound
+over `/home/USER.VO`, a folder that nobody can write as long as nothing is mounted there, so that nothing is ever written beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from xtreemos.errors import PermissionRefused, RemoteError, TryLater, Unreachable
+from xtreemos.fabric import rpc
+from xtreemos.fabric.rpc import Peer, ServerCall
+from xtreemos.foundation.paths import NodePaths
+from xtreemos.names import unix_name
+from xtreemos.node.config import NodeConfig
+from xtreemos.xtreemfs.errors import TicketRefused
+from xtreemos.xtreemfs.ticket import peek_ticket
+
+log = logging.getLogger(__name__)
+
+HOME_S = 15.0
+AGAIN_S = 0.1
+MRC_PORT = 7610  # of the first VO; the next one's is PORTS higher
+OSD_PORT = 7611
+PORTS = 2
+_MS_BIND = 4096
+_MNT_DETACH = 2
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class HomeMissing(TryLater):
+    """The user's home cannot be reached from this node now; the program was not started. See `xos fs volumes` and the node's log."""
+
+    code = "home-missing"
+
+
+def services(paths: NodePaths, config: NodeConfig, env: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the file system's rows of the supervisor's list: for each VO an OSD if the owner gives space, an MRC on core nodes, the mount."""
+    rows: list[dict[str, Any]] = []
+    if config.files != "grid":
+        return rows
+    for index, vo in enumerate(config.vos):
+        folder, run = paths.private / "fs" / vo, paths.run / "fs" / vo
+        common = ["--vo", vo, "--node", config.name, "--xosd", str(paths.admin_socket)]
+        common += ["--credential", str(paths.private / "vo" / vo)]
+
+        def row(name: str, module: str, *words: str, vo: str = vo, run: Path = run, common: list[str] = common) -> dict[str, Any]:
+            argv = [sys.executable, "-m", f"xtreemos.xtreemfs.{module}", *common, "--socket", str(run / f"{name}.sock"), *words]
+            return {"name": f"{name}.{vo}", "argv": argv, "env": env}
+
+        if config.core:
+            listen = f"{config.address}:{MRC_PORT + PORTS * index}"
+            rows.append(row("mrc", "mrc", "--folder", str(folder / "mrc"), "--listen", listen))
+        if config.storage_bytes:
+            listen = f"{config.address}:{OSD_PORT + PORTS * index}"
+            limit = ["--limit-bytes", str(config.storage_bytes)] if config.storage_bytes > 0 else []
+            rows.append(row("osd", "osd", "--disk", str(folder / "osd"), "--listen", listen, *limit))
+        rows.append(row("mount", "client", "--mountpoint", f"/xos/{vo}", "--state", str(run / "state")))
+    return rows
+
+
+class Files:
+    """Tickets and homes. One per xosd."""
+
+    def __init__(self, paths: NodePaths, node: str, uid_for: Callable[[str, str], int]) -> None:
+        self._paths = paths
+        self._node = node
+        self._uid_for = uid_for
+        self._peers: dict[str, Peer] = {}
+        self._homes: dict[tuple[str, str], asyncio.Task[Path]] = {}
+
+    async def delegate(self, call: ServerCall) -> Any:
+        """`files.delegate {ticket, home}` of a user: this node may act for them on their files, and (`home`) has their home mounted.
+
+        The MRC judges the ticket; here only what is plainly wrong is refused.
+        """
+        record = bytes(call.params.get("ticket") or b"")
+        ticket = peek_ticket(record)
+        if (ticket.user, ticket.vo, ticket.node) != (call.caller.name, call.caller.vo, self._node) or ticket.job:
+            raise TicketRefused(f"{call.caller} cannot give node {self._node} a ticket of {ticket.user[:40]}@{ticket.vo[:40]}")
+        await self.keep(ticket.vo, record)
+        if call.params.get("home"):
+            await self.ensure_home(ticket.user, ticket.vo, self._uid_for(ticket.user, ticket.vo))
+        return {}
+
+    async def keep(self, vo: str, record: bytes) -> None:
+        """Hand a ticket to the mount process, which keeps it. Raises Unreachable if that is away."""
+        await self._call(vo, "delegate", {"ticket": record})
+
+    async def _call(self, vo: str, method: str, params: dict[str, Any]) -> Any:
+        peer = self._peers.get(vo)
+        if peer is None or peer.is_lost:
+            peer = self._peers[vo] = await rpc.connect_unix(self._paths.run / "fs" / vo / "mount.sock")
+        return await peer.call(method, params, timeout_s=HOME_S)
+
+    async def ensure_home(self, user: str, vo: str, uid: int) -> Path:
+        """Have the user's home mounted at its place on this node; return that.
+
+        Raises:
+            HomeMissing: it cannot be reached, with the reason. PermissionRefused: the place is taken. Definite: nothing was started.
+        """
+        key = (user, vo)
+        task = self._homes.get(key)
+        if task is None:
+            task = self._homes[key] = asyncio.create_task(self._mount_home(user, vo, uid), name=f"home of {user}@{vo}")
+            task.add_done_callback(lambda done: (self._homes.pop(key, None), done.cancelled() or done.exception()))
+        return await asyncio.shield(task)
+
+    async def _mount_home(self, user: str, vo: str, uid: int) -> Path:
+        place = Path("/home") / unix_name(user, vo)
+        end = time.monotonic() + HOME_S
+        while True:
+            try:
+                answer = await self._call(vo, "home", {"user": user, "uid": uid})
+                break
+            except Unreachable as error:
+                if time.monotonic() > end:
+                    raise HomeMissing(f"the home of {user}@{vo} cannot be reached: {error.message}", "try again later") from error
+            except RemoteError as error:
+                if not error.retry or time.monotonic() > end:
+                    raise HomeMissing(f"the home of {user}@{vo} cannot be reached: {error.message}", error.hint) from error
+            await asyncio.sleep(AGAIN_S)
+        await asyncio.to_thread(bind_home, Path(str(answer["path"])), place)
+        return place
+
+
+def make_place(place: Path) -> None:
+    """Make the empty folder over which a home is mounted."""
+    with contextlib.suppress(FileExistsError):
+        place.mkdir(mode=0o555)
+
+
+def place_of(user: str, vo: str, _uid: int) -> Path:
+    """Make the place of a user's home, without the home; return it."""
+    place = Path("/home") / unix_name(user, vo)
+    make_place(place)
+    return place
+
+
+def bind_home(source: Path, place: Path) -> None:
+    """Show `source` at `place`, unless it is there already; a dead mount of an earlier mount process is taken away first."""
+    wanted = source.stat()
+    make_place(place)
+    for _try in range(2):
+        try:
+            found = place.lstat()
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+        else:
+            if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+                return
+            if place.is_symlink() or not os.path.isdir(place):
+                raise PermissionRefused(f"{place} is no folder", "the node's owner must move it away")
+            if not os.path.ismount(place):
+                break
+        if _libc.umount2(os.fsencode(place), _MNT_DETACH):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(place))
+    if _libc.mount(os.fsencode(source), os.fsencode(place), None, _MS_BIND, None):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(place))
