@@ -348,7 +348,7 @@ class Session(Notifications):
             os.write(self.fd, replies.header(unique, 0, number if 0 < number < ERRNO_END else errno.EIO))
         except OSError as failed:
             if failed.errno not in {errno.ENOENT, *GONE}:
-                log.error("unique %d: answering %d failed: %s", unique, number, failed)
+                log.error("unique %d: answering %d failed: %s", unique, number, failed)  # noqa: TRY400  # no stack tells more
 
     def _bug(self, opcode: int, unique: int, *, reply: bool = True) -> None:
         """Log the exception that is being handled, and answer EIO."""

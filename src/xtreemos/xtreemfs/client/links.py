@@ -1,0 +1,204 @@
+"""A connection to one server that comes back by itself; calls on it are bounded, and patient with signals.
+
+A program's signal does not tear a file operation in two: an interrupted call gets `GRACE_S` more for its answer, which is what a local
+file system would have needed too, and only then is given up (EINTR). A server that cannot be reached is tried again until the
+call's deadline, then the call fails with ETIMEDOUT; one log line names the server when it goes away and one when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from xtreemos.errors import RemoteError, Unreachable, XosError
+from xtreemos.fabric.rpc import ClientCall, Peer
+from xtreemos.foundation.frames import Kind
+from xtreemos.xtreemfs import calls
+from xtreemos.xtreemfs.errors import errno_of
+from xtreemos.xtreemfs.fuse.errors import FuseError
+
+log = logging.getLogger(__name__)
+
+M = TypeVar("M")
+Dial = Callable[[], Awaitable[Peer]]
+
+DEADLINE_S = 15.0  # a call that had no answer so long fails; longer than an MRC waits for a dead client (10 s)
+GRACE_S = 1.0  # for the answer of a call whose caller had a signal
+AGAIN_S = 0.25  # between tries to connect
+SETTLE_S = 5.0  # one try to connect, with its greeting
+
+
+class Link:
+    """Calls to one server. `greet` runs on each new connection before any call may use it."""
+
+    def __init__(self, label: str, dial: Dial, *, greet: Callable[[Peer], Awaitable[None]] | None = None) -> None:
+        self.label = label
+        self._dial = dial
+        self._greet = greet
+        self._peer: Peer | None = None
+        self._settling: asyncio.Task[Peer] | None = None
+        self._away = False
+        self.calls = 0
+        self.failures = 0
+
+    @property
+    def peer(self) -> Peer | None:
+        """The connection, if it stands and was greeted."""
+        return self._peer if self._peer is not None and not self._peer.is_lost else None
+
+    async def call(
+        self,
+        method: str,
+        message: msgspec.Struct | Callable[[Peer], Awaitable[msgspec.Struct]],
+        kind: type[M] | Any = None,
+        *,
+        deadline_s: float = DEADLINE_S,
+        again: bool = True,
+    ) -> M:
+        """Make one call.
+
+        Args:
+            method: its name.
+            message: what is asked, or how to make it on a given connection.
+            kind: type of the answer; None if nothing is answered.
+            deadline_s: seconds until it fails with ETIMEDOUT. Infinite ones are for waits that the caller bounds.
+            again: ask again if the connection breaks before the answer; only right for what may be done twice.
+
+        Raises:
+            FuseError: the server's errno; ETIMEDOUT, no answer in time; EIO, the connection broke and it is not known what happened.
+        """
+        end = asyncio.get_running_loop().time() + deadline_s
+        self.calls += 1
+        while True:
+            peer = self.peer or await self._connected(end)
+            call: ClientCall | None = None
+            try:
+                made = message if isinstance(message, msgspec.Struct) else await message(peer)
+                call = peer.open(method, calls.params(made))
+                body = await _patient(call.result, end)
+            except RemoteError as error:
+                raise FuseError(errno_of(error)) from error
+            except TimeoutError:
+                self._failed(f"{self.label} did not answer {method} within {deadline_s:g} s")
+                raise FuseError(errno.ETIMEDOUT) from None
+            except Unreachable:
+                if again and asyncio.get_running_loop().time() < end:
+                    continue
+                self._failed(f"{self.label} went away during {method}; it is not known whether it was done")
+                raise FuseError(errno.EIO) from None
+            finally:
+                if call is not None:
+                    call.close()
+            return body if kind is None else calls.answer_of(body, kind)  # type: ignore[no-any-return]
+
+    async def open(self, method: str, message: msgspec.Struct) -> ClientCall:
+        """Open a call that stays open; the caller closes it. FuseError(ETIMEDOUT): not connected in time."""
+        peer = self.peer or await self._connected(asyncio.get_running_loop().time() + DEADLINE_S)
+        try:
+            return peer.open(method, calls.params(message))
+        except Unreachable:
+            raise FuseError(errno.EIO) from None
+
+    async def wait_up(self) -> None:
+        """Wait, as long as it takes, until the server was reached and greeted."""
+        await self._connected(float("inf"))
+
+    def drop(self) -> None:
+        """End the connection; the next call makes a new one."""
+        if self._peer is not None:
+            self._peer.close()
+            self._peer = None
+
+    async def close(self) -> None:
+        """End the connection and all tries to make one."""
+        if self._settling is not None:
+            self._settling.cancel()
+            await asyncio.gather(self._settling, return_exceptions=True)
+        self.drop()
+
+    async def _connected(self, end: float) -> Peer:
+        while True:
+            if self.peer is not None:
+                return self.peer
+            if self._settling is None or self._settling.done():
+                self._settling = asyncio.create_task(self._settle(), name=f"connect to {self.label}")
+            settling = self._settling
+            try:
+                await _patient(lambda: asyncio.wait({settling}), end)  # noqa: B023  # called before the loop goes on
+            except TimeoutError:
+                self._failed(f"{self.label} cannot be reached")
+                raise FuseError(errno.ETIMEDOUT) from None
+
+    async def _settle(self) -> Peer:
+        """Connect and greet, again and again."""
+        while True:
+            peer: Peer | None = None
+            try:
+                async with asyncio.timeout(SETTLE_S):
+                    peer = await self._dial()
+                    if self._greet is not None:
+                        await self._greet(peer)
+            except (XosError, OSError, TimeoutError) as error:
+                if peer is not None:
+                    peer.close()
+                if not self._away:
+                    self._away = True
+                    log.warning("%s does not answer: %s", self.label, error)
+                await asyncio.sleep(AGAIN_S)
+                continue
+            except BaseException:
+                if peer is not None:
+                    peer.close()
+                raise
+            if self._away:
+                self._away = False
+                log.info("%s answers again", self.label)
+            self._peer = peer
+            return peer
+
+    def _failed(self, text: str) -> None:
+        self.failures += 1
+        log.warning("%s", text)
+
+
+async def _patient(wait: Callable[[], Awaitable[Any]], end: float) -> Any:
+    """Await `wait()` until loop time `end`; on cancellation go on for `GRACE_S` and answer as if nothing had been, or else be cancelled.
+
+    `wait` may be called twice: cancelling what it returns must lose nothing.
+    """
+    loop = asyncio.get_running_loop()
+    interrupted = False
+    while True:
+        try:
+            async with asyncio.timeout_at(end if end != float("inf") else None):
+                return await wait()
+        except asyncio.CancelledError:
+            if interrupted:
+                raise
+            interrupted = True
+            task = asyncio.current_task()
+            if task is not None:
+                task.uncancel()
+            end = min(end, loop.time() + GRACE_S)
+        except TimeoutError:
+            if interrupted:
+                raise asyncio.CancelledError from None
+            raise
+
+
+patient = _patient
+
+
+async def events(call: ClientCall) -> Any:
+    """Yield the bodies of a call's EVENTs until it ends. RemoteError, ConnectionLost as `receive`."""
+    while True:
+        frame = await call.receive()
+        if frame.kind is Kind.RESULT:
+            return
+        if frame.kind is Kind.EVENT:
+            yield frame.body

@@ -1,0 +1,223 @@
+"""Everything that can change the MRC's state: the commands of its log. Wire shapes only; what they do is in `machine`.
+
+A command carries all that its outcome depends on besides the state: who (`cred`), when (`now_ns`), which layout, who has it pinned. So it
+has the same outcome each time it is applied. Fields are only ever added at the end, with defaults: old logs are read by newer programs.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from xtreemos.xtreemfs.model import Layout, VolumeRecord
+from xtreemos.xtreemfs.mrc.model import Cred
+
+
+class Command(msgspec.Struct, frozen=True, array_like=True):
+    """Base of all commands."""
+
+
+class Create(Command, frozen=True, array_like=True, tag=1):
+    """Make an inode of the type in `mode` and give it a name (or none: `anonymous`, pinned by `session`).
+
+    `session` of a regular file gets a WRITE lease with it. A name that is there is EEXIST.
+    """
+
+    cred: Cred
+    dir: int
+    name: bytes
+    mode: int
+    umask: int
+    now_ns: int
+    rdev: int = 0
+    link: bytes = b""
+    layout: Layout | None = None
+    session: str = ""
+    anonymous: bool = False
+
+
+class Link(Command, frozen=True, array_like=True, tag=2):
+    """Give an inode that is no directory one more name."""
+
+    cred: Cred
+    ino: int
+    dir: int
+    name: bytes
+    now_ns: int
+
+
+class Unlink(Command, frozen=True, array_like=True, tag=3):
+    """Take a name away. `ino`: what it stood for when its holders were asked (0: nothing was); `pins`: sessions that have it open."""
+
+    cred: Cred
+    dir: int
+    name: bytes
+    now_ns: int
+    directory: bool = False
+    ino: int = 0
+    pins: tuple[str, ...] = ()
+
+
+class Rename(Command, frozen=True, array_like=True, tag=4):
+    """As renameat2. `ino`, `new_ino`: what the names stood for when holders were asked; `pins`: of what is replaced."""
+
+    cred: Cred
+    dir: int
+    name: bytes
+    new_dir: int
+    new_name: bytes
+    flags: int
+    now_ns: int
+    ino: int = 0
+    new_ino: int = 0
+    pins: tuple[str, ...] = ()
+
+
+class SetAttr(Command, frozen=True, array_like=True, tag=5):
+    """chmod, chown, truncate, utimens; -1: unchanged. `held`: the asker proved its right to write (it holds the WRITE lease)."""
+
+    cred: Cred
+    ino: int
+    now_ns: int
+    mode: int = -1
+    uid: int = -1
+    gid: int = -1
+    size: int = -1
+    atime_ns: int = -1
+    mtime_ns: int = -1
+    times_now: int = 0
+    held: bool = False
+
+
+class Update(Command, frozen=True, array_like=True, tag=6):
+    """What the holder of a WRITE lease changed by itself; -1: unchanged. `final`: the lease is given back with it."""
+
+    ino: int
+    size: int = -1
+    blocks: int = -1
+    mtime_ns: int = -1
+    ctime_ns: int = -1
+    atime_ns: int = -1
+    mode: int = -1
+    final: bool = False
+
+
+class SetXattr(Command, frozen=True, array_like=True, tag=7):
+    """Set an xattr or an ACL. `flags`: 1 create, 2 replace."""
+
+    cred: Cred
+    ino: int
+    name: bytes
+    value: bytes
+    flags: int
+    now_ns: int
+
+
+class RemoveXattr(Command, frozen=True, array_like=True, tag=8):
+    """Remove an xattr or an ACL."""
+
+    cred: Cred
+    ino: int
+    name: bytes
+    now_ns: int
+
+
+class Pin(Command, frozen=True, array_like=True, tag=9):
+    """A session has an inode open that has no name any more."""
+
+    session: str
+    ino: int
+
+
+class Unpin(Command, frozen=True, array_like=True, tag=10):
+    """It has it no more; the last pin's end is the inode's."""
+
+    session: str
+    ino: int
+
+
+class Writer(Command, frozen=True, array_like=True, tag=11):
+    """A WRITE lease on a file begins."""
+
+    session: str
+    ino: int
+
+
+class OpenSession(Command, frozen=True, array_like=True, tag=12):
+    """A client came."""
+
+    client: str
+    node: str
+    now_s: int
+
+
+class CloseSession(Command, frozen=True, array_like=True, tag=13):
+    """A client's session has ended: its pins end."""
+
+    client: str
+
+
+class Epochs(Command, frozen=True, array_like=True, tag=14):
+    """Epochs below `below` may be given from now on without a word in the log."""
+
+    below: int
+
+
+class Principals(Command, frozen=True, array_like=True, tag=15):
+    """Make sure that these (kind u or g, name) have numbers."""
+
+    names: tuple[tuple[str, str], ...]
+
+
+class MakeVolume(Command, frozen=True, array_like=True, tag=16):
+    """Make an empty volume, whose root belongs to `uid`. It is `new` until DIR knows it (`VolumeTold`)."""
+
+    record: VolumeRecord
+    mode: int
+    uid: int
+    gid: int
+    now_ns: int
+
+
+class VolumeTold(Command, frozen=True, array_like=True, tag=17):
+    """DIR has the volume's record now."""
+
+    volume: int
+
+
+class RemoveVolume(Command, frozen=True, array_like=True, tag=18):
+    """Withdraw a volume: it is served no more, and `Purge` deletes it. Refused (ENOTEMPTY) unless empty or `force`."""
+
+    volume: int
+    force: bool = False
+
+
+class Purge(Command, frozen=True, array_like=True, tag=19):
+    """Delete some of a withdrawn volume."""
+
+    volume: int
+    keys: int
+
+
+class Deleted(Command, frozen=True, array_like=True, tag=20):
+    """An OSD has deleted these files' columns."""
+
+    osd: str
+    inos: tuple[int, ...]
+
+
+class SetQuota(Command, frozen=True, array_like=True, tag=21):
+    """Limits of a volume (`owner` -1) or of one owner in it; 0: none."""
+
+    volume: int
+    owner: int
+    bytes: int
+    files: int
+
+
+AnyCommand = (
+    Create | Link | Unlink | Rename | SetAttr | Update | SetXattr | RemoveXattr | Pin | Unpin | Writer | OpenSession | CloseSession
+    | Epochs | Principals | MakeVolume | VolumeTold | RemoveVolume | Purge | Deleted | SetQuota
+)  # fmt: skip
+
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder(AnyCommand).decode
