@@ -5,12 +5,36 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from xtreemos.cli import context
 from xtreemos.errors import UsageError, XosError
+
+STORAGE_HELP = "What this machine gives to each VO's files, for example 100G; none, or auto: half of what is free."
+FILES_HELP = "grid: homes are the same on every node (XtreemFS); local: homes are folders of this node alone."
+
+
+def storage_bytes(text: str | None) -> int | None:
+    """Read --storage: bytes, 0 for none, -1 for auto; None if it was not given."""
+    if text is None:
+        return None
+    if text in ("none", "auto"):
+        return 0 if text == "none" else -1
+    from xtreemos.foundation import query
+
+    value = query.number(text)
+    if value is None:
+        raise UsageError(f"--storage {text[:40]!r} is no size", "write for example 100G, none or auto")
+    return int(value)
+
+
+def files_kind(text: str | None) -> Literal["grid", "local"] | None:
+    """Read --files."""
+    if text in (None, "grid", "local"):
+        return text  # type: ignore[return-value]  # one of the two words
+    raise UsageError(f"--files {text[:40]!r} is neither grid nor local")
 
 
 def up(
@@ -18,7 +42,11 @@ def up(
     address: Annotated[str | None, typer.Option(help="IP address at which others reach this machine.")] = None,
     grid_name: Annotated[str, typer.Option(help="Name of the grid, if this founds one.")] = "grid",
     core: Annotated[bool, typer.Option("--core", help="Carry the fabric (a founding node always does).")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Let xosd start anew, with the software and settings of now; jobs go on.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Let xosd start anew, with the software and settings of now; jobs go on.")
+    ] = False,
+    storage: Annotated[str | None, typer.Option(metavar="SIZE", help=STORAGE_HELP)] = None,
+    files: Annotated[str | None, typer.Option(metavar="grid|local", help=FILES_HELP)] = None,
 ) -> None:
     """Start this machine's node; the first one founds a grid."""
 
@@ -30,6 +58,7 @@ def up(
         if not start.is_node(paths):
             start.found(paths, name or host_name(), address or own_address(), grid_name)
             print(f"founded grid {grid_name} on {name or host_name()}; make a VO next: xos vo create NAME --admin USER")
+        start.set_files(paths, files_kind(files), storage_bytes(storage))
         status = start.up(paths, restart=restart)
         print(f"node {status['node']} is up ({status['address']})")
 
@@ -72,6 +101,8 @@ def join(
     address: Annotated[str | None, typer.Option(help="IP address at which others reach this machine.")] = None,
     core: Annotated[bool, typer.Option("--core", help="Agree to carry the fabric and the VO's issuing keys too.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Agree without being asked: you are the machine's owner.")] = False,
+    storage: Annotated[str | None, typer.Option(metavar="SIZE", help=STORAGE_HELP)] = None,
+    files: Annotated[str | None, typer.Option(metavar="grid|local", help=FILES_HELP)] = None,
 ) -> None:
     """Make this machine a resource of a VO. You, its owner, keep the last word on what guests may do."""
 
@@ -83,7 +114,8 @@ def join(
         chosen = name or host_name()
         if not yes:
             _ask_owner(chosen)
-        status = start.join(context.node_paths(), text, name=chosen, address=address or own_address(), core=core)
+        gives = start.Gives(files_kind(files), storage_bytes(storage))
+        status = start.join(context.node_paths(), text, name=chosen, address=address or own_address(), core=core, gives=gives)
         print(f"node {status['node']} is a resource of VO {status['joined']}")
 
     context.guarded(work)

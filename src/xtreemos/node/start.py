@@ -12,8 +12,11 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from xtreemos.errors import TryLater, Unreachable, UsageError, XosError
 from xtreemos.fabric import jwt, rpc
@@ -88,6 +91,30 @@ def server_config(paths: NodePaths, config: NodeConfig, grid: GridSecrets) -> Se
         cluster=grid.name,
         log_file=paths.log / "nats-server.log",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Gives:
+    """What the owner decides about the grid's files on this machine; None leaves it as it is (NodeConfig has the meanings)."""
+
+    files: Literal["grid", "local"] | None = None
+    storage_bytes: int | None = None
+
+
+_NOTHING = Gives()
+
+
+def set_files(paths: NodePaths, files: Literal["grid", "local"] | None, storage_bytes: int | None) -> None:
+    """Write the owner's decision; `up` carries it out."""
+    save_node(paths, _with_gives(load_node(paths), Gives(files, storage_bytes)))
+
+
+def _with_gives(config: NodeConfig, gives: Gives) -> NodeConfig:
+    if gives.files is not None:
+        config = msgspec.structs.replace(config, files=gives.files)
+    if gives.storage_bytes is not None:
+        config = msgspec.structs.replace(config, storage_bytes=gives.storage_bytes)
+    return config
 
 
 def services(paths: NodePaths, config: NodeConfig) -> list[dict[str, Any]]:
@@ -215,7 +242,7 @@ def guess_address() -> str:
             return "127.0.0.1"
 
 
-def join(paths: NodePaths, text: str, *, name: str, address: str, core: bool) -> dict[str, Any]:
+def join(paths: NodePaths, text: str, *, name: str, address: str, core: bool, gives: Gives = _NOTHING) -> dict[str, Any]:
     """Make this machine a resource of the VO that a token names; starts the node if need be. Returns its status and `joined`."""
     token = parse_token(text)
     check_node(name)
@@ -227,7 +254,7 @@ def join(paths: NodePaths, text: str, *, name: str, address: str, core: bool) ->
             raise UsageError(f"this machine is node {config.name} already", "leave the name away")
     else:
         config = NodeConfig(name=name, address=address, created_at=time.time())
-    asyncio.run(_join(paths, token, config, core))
+    asyncio.run(_join(paths, token, _with_gives(config, gives), core))
     status = up(paths)
     asyncio.run(_tell_joined(paths, token.vo))
     return {**status, "joined": token.vo}
@@ -248,8 +275,6 @@ async def _join(paths: NodePaths, token: Token, config: NodeConfig, core: bool) 
     if told.get("core"):
         await _become_candidate(paths, folder, client, issued, told["core"])
     known = load_grid_file(paths.dir) if paths.grid_json.exists() else GridFile()
-    import msgspec
-
     save_grid(paths.dir, msgspec.structs.replace(with_entry(known, entry), node=config.name))
     vos = config.vos if token.vo in config.vos else [*config.vos, token.vo]
     save_node(paths, msgspec.structs.replace(config, grid=config.grid or entry.grid, vos=vos))
