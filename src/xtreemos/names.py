@@ -17,6 +17,8 @@ _NAME = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
 _NODE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _SID = re.compile(r"[0-9a-f]{32}")
 _JOB = re.compile(r"j[a-z2-7]{12}")
+_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
+ARRAY_TASKS_MAX = 10_000
 RESERVED_USERS = frozenset({"root", "nobody", "daemon", "bin", "sys", "admin", "system"})
 
 
@@ -76,6 +78,24 @@ def unix_name(user: str, vo: str) -> str:
 def job_id(random_bytes: bytes) -> str:
     """Make a job id of 60 bits out of 8 random bytes."""
     return "j" + base64.b32encode(random_bytes).decode().lower()[:12]
+
+
+def array_id(random_bytes: bytes) -> str:
+    """Make the id of an array out of 8 random bytes: 45 random bits, then the number of its first task."""
+    return task_id(job_id(random_bytes), 0)
+
+
+def task_id(array: str, index: int) -> str:
+    """Return the job id of task `index` (0 to ARRAY_TASKS_MAX - 1) of an array; index 0 is the array's own id."""
+    if not 0 <= index < ARRAY_TASKS_MAX:
+        raise BadName(f"{index} is no number of a task", f"an array has at most {ARRAY_TASKS_MAX} tasks")
+    digits = (index >> 10, index >> 5 & 31, index & 31)
+    return array[:-3] + "".join(_BASE32[digit] for digit in digits)
+
+
+def task_index(job: str) -> int:
+    """Return the number that the last 15 bits of a job id are: of a task, its place in the array."""
+    return sum(_BASE32.index(letter) << shift for letter, shift in zip(job[-3:], (10, 5, 0), strict=True))
 
 
 def user_uri(vo: str, user: str, sid: str) -> str:

@@ -17,10 +17,11 @@ import math
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from xtreemos.aem.jobspec import BadSpec
 from xtreemos.aem.manager import model
 from xtreemos.aem.manager.model import (
     Answer,
@@ -119,6 +120,23 @@ class _Held:
     started_at: float | None = None
 
 
+@dataclass(slots=True, eq=False)
+class _Judged:
+    """A record in orders: what is known of it by now, for all starts that carry it."""
+
+    record: bytes
+    submission: Submission | None = None
+    admitted: bool = False
+
+
+def _task_of(submission: Submission, job: str) -> Submission:
+    """Return the part of a checked submission that speaks of `job`; raises BadSubmission."""
+    try:
+        return replace(submission, spec=submission.spec.task(job), array=submission.spec.job if submission.spec.count > 1 else "")
+    except BadSpec as error:
+        raise model.BadSubmission(f"orders for {job} carry the submission of {submission.spec.job}") from error
+
+
 class NodeJobs:
     """Detached jobs of one VO on one node. Make it, `await recover(...)`, then `run()` for as long as the daemon lives."""
 
@@ -177,7 +195,7 @@ class NodeJobs:
     async def _hold_again(self, attempt: Attempt) -> None:
         """Take up what was accepted and never launched, unless its user may no longer."""
         try:
-            submission = self._hooks.verify(attempt.record)
+            submission = _task_of(self._hooks.verify(attempt.record), attempt.job)
         except XosError as error:
             end = Ended(attempt.job, attempt.attempt, Cause.REFUSED, error.line()[:300])
             await self._commit.do(self._store.ended, [end], self._hooks.wall_at())
@@ -240,7 +258,7 @@ class NodeJobs:
         if orders.store != self._store.store_id or orders.clock_id != self._clock_id:
             return OrdersReply(self._store.fence(self._vo), valid=False)
         submissions: dict[Key, Submission] = {}
-        offers = [await self._offer(start, submissions) for start in orders.starts]
+        offers = await self._offers(orders.starts, submissions)
         if not await self._commit.do(self._store.raise_fence, self._vo, orders.fence):
             return OrdersReply(self._store.fence(self._vo), valid=False)
         self._hear(orders.seen_s)
@@ -256,25 +274,37 @@ class NodeJobs:
             await self._kill(kill)
         return OrdersReply(orders.fence, valid=True, answers=answers)
 
-    async def _offer(self, start: Start, submissions: dict[Key, Submission]) -> Offer:
+    async def _offers(self, starts: list[Start], submissions: dict[Key, Submission]) -> list[Offer]:
+        """Check starts; tasks of one array carry one record, which is judged once for all of them."""
+        offers: list[Offer] = []
+        judged: _Judged | None = None
+        for start in starts:
+            if start.record or judged is None:
+                judged = _Judged(start.record)
+            offers.append(await self._offer(start, judged, submissions))
+        return offers
+
+    async def _offer(self, start: Start, judged: _Judged, submissions: dict[Key, Submission]) -> Offer:
         """Check a start: signature, the owner's word, room. What is not wanted becomes an offer with a refusal."""
         refusal: tuple[Said, str] | None = None
         user, name, leased = "", "", False
         try:
-            submission = self._hooks.verify(start.record)
-            spec = submission.spec
+            if judged.submission is None:
+                judged.submission = self._hooks.verify(judged.record)
+            spec = judged.submission.spec
             user, name, leased = spec.user, short_name(spec.argv), spec.retry > 0
-            if spec.job != start.job:
-                raise model.BadSubmission(f"orders for {start.job} carry the submission of {spec.job}")
+            submission = _task_of(judged.submission, start.job)
             if (start.job, start.attempt) not in self._held:
                 self._check_room()
-                await self._hooks.admit(submission, start.attempt)
+                if not judged.admitted:
+                    await self._hooks.admit(submission, start.attempt)
+                    judged.admitted = True
             submissions[start.job, start.attempt] = submission
         except TryLater as error:
             refusal = (Said.FULL, error.line()[:300])
         except XosError as error:
             refusal = (Said.REFUSED, error.line()[:300])
-        return Offer(start.job, start.attempt, self._vo, user, name, start.record, "sub", leased, refusal)
+        return Offer(start.job, start.attempt, self._vo, user, name, judged.record, "sub", leased, refusal)
 
     def _check_room(self) -> None:
         if self._hooks.draining():

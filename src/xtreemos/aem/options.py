@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from xtreemos.errors import UsageError
 from xtreemos.foundation import query
+from xtreemos.names import ARRAY_TASKS_MAX
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _UNITS_S = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -169,8 +170,8 @@ def parse(name: str, words: list[str]) -> RunOptions:
     if not argv:
         raise UsageError(f"xos {name}: no program given", f"write: xos {name} [OPTIONS] -- PROGRAM ARGUMENTS")
     count = int(getattr(found, "count", 1))
-    if not 1 <= count <= 10_000:
-        raise UsageError(f"--count {count} is not between 1 and 10000")
+    if not 1 <= count <= ARRAY_TASKS_MAX:
+        raise UsageError(f"--count {count} is not between 1 and {ARRAY_TASKS_MAX}")
     return RunOptions(
         argv=argv,
         vo=found.vo,

@@ -76,7 +76,8 @@ class SandboxSpec:
 
     `home` must exist on the host and is shown writable at the same path. `netns` None is a network with nothing but loopback.
     `terminal` is (rows, columns) or None. `stderr_apart`: beside the terminal
-    jobd gives a pipe for standard error. `stdio_fds`: jobd passes the caller's own descriptors. `cwd` missing inside: the job
+    jobd gives a pipe for standard error. `stdio_fds`: jobd passes the caller's own descriptors. `serves_tasks`: init starts `argv`
+    once for each order of jobd's, and not before (the tasks of an array). `cwd` missing inside: the job
     gets a warning line and works in `home`. `hidden` paths show as empty. `nice` below 0 needs a privilege no job has: 0 then.
     """
 
@@ -99,6 +100,7 @@ class SandboxSpec:
     terminal: tuple[int, int] | None = None
     stderr_apart: bool = False
     stdio_fds: bool = False
+    serves_tasks: bool = False
     work: tuple[Bind, ...] = ()
     userdb_dir: str | None = None
     netns: str | None = None
@@ -162,6 +164,8 @@ def _init_argv(spec: SandboxSpec) -> list[str]:
     if spec.terminal:
         argv += ["--tty", "--winsize", f"{spec.terminal[0]}x{spec.terminal[1]}"]
         argv += ["--stderr-from", str(FDS_FROM)] if spec.stderr_apart else []
+    elif spec.serves_tasks:
+        argv += ["--serve", str(FDS_FROM)]
     elif spec.stdio_fds:
         argv += ["--stdio-from", str(FDS_FROM)]
     return [*argv, "--", *spec.argv]

@@ -13,12 +13,24 @@
  * With pipes init drops its own copies of 0, 1 and 2: else neither end of file nor SIGPIPE would pass. When the job's main
  * process ended, what is left of its tree is treated like a closed session: HUP, a short grace, KILL.
  *
+ *   init ... --serve FD -- PROG [ARG]...
+ *
+ * runs the tasks of one array in one container, each when an order on FD (a SOCK_SEQPACKET socket to jobd) says so:
+ *
+ *   run NUMBER NUL NAME=VALUE NUL ...   with two descriptors, which become the task's 1 and 2; NAME=VALUE join init's environment
+ *   signal NUMBER SIGNAL                to all processes of the task
+ *
+ * Each task has a keeper, our child and the subreaper of the task: so its processes are those below the keeper whatever they do,
+ * and the keeper is to the task what init is to a job. Answers are the lines above behind "NUMBER ", and last "NUMBER gone". The
+ * socket is closed to tasks, as keepers and init are not dumpable. When it ends, so do init and with it all tasks.
+ *
  *   init --launch [--subreaper] [--group DIR]... -- PROG [ARG]...
  *
  * is a second, outer use: join cgroup v1 groups, take a fresh session keyring, close every descriptor above 2 (--keep N: above
  * N), then exec. It runs before crun, where all of that costs microseconds.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -32,6 +44,8 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -42,11 +56,17 @@
 #define MAX_RLIMITS 16
 #define GRACE_MS 200
 #define FIFO_WAIT_MS 5000
+#define MAX_TASKS 4096
+#define MAX_DEPTH 64
+#define MAX_ORDER 65536
+#define MAX_CHILDREN_TEXT 16384
+#define KILL_AGAIN_NS 20000000L
 
 struct limit { int resource; rlim_t soft, hard; };
 
 struct options {
-    int tty, nice, mask, stdio_from, stderr_from, keep;
+    int tty, nice, mask, stdio_from, stderr_from, serve;
+    long task;
     const char *fifo, *cwd, *home;
     struct limit limits[MAX_RLIMITS];
     int limit_count;
@@ -106,7 +126,7 @@ static void parse(struct options *o, int argc, char **argv)
     memset(o, 0, sizeof *o);
     sigemptyset(&o->ignored);
     o->mask = -1;
-    o->stdio_from = o->stderr_from = -1;
+    o->stdio_from = o->stderr_from = o->serve = -1;
     int i = 1;
     for (; i < argc && strcmp(argv[i], "--"); i++) {
         const char *name = argv[i];
@@ -122,6 +142,7 @@ static void parse(struct options *o, int argc, char **argv)
         else if (!strcmp(name, "--home")) o->home = value;
         else if (!strcmp(name, "--stdio-from")) o->stdio_from = (int)number(value, 10);
         else if (!strcmp(name, "--stderr-from")) o->stderr_from = (int)number(value, 10);
+        else if (!strcmp(name, "--serve")) o->serve = (int)number(value, 10);
         else if (!strcmp(name, "--winsize")) set_size(o, value);
         else usage(name);
     }
@@ -135,9 +156,14 @@ static void tell(const struct options *o, const char *format, ...)
     char line[160];
     va_list args;
     if (!o->fifo) return;
+    int head = o->serve >= 0 ? snprintf(line, sizeof line, "%ld ", o->task) : 0;
     va_start(args, format);
-    int size = vsnprintf(line, sizeof line, format, args);
+    int size = head + vsnprintf(line + head, sizeof line - (size_t)head, format, args);
     va_end(args);
+    if (o->serve >= 0) {
+        while (send(o->serve, line, (size_t)size, MSG_NOSIGNAL) < 0 && errno == EINTR) continue;
+        return;
+    }
     int fd = open(o->fifo, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0) return;
     for (int tries = 0; tries < 2; tries++) {
@@ -284,15 +310,10 @@ static void end_the_rest(const sigset_t *child)
     while (waitpid(-1, NULL, 0) > 0 || errno == EINTR) continue;
 }
 
-static int keep_job(struct options *o)
+/* Fork and execute the job; return when it runs or could not. */
+static pid_t begin_job(const struct options *o)
 {
     int report[2];
-    sigset_t child;
-    prctl(PR_SET_DUMPABLE, 0); /* the job has our uid: it must not trace us */
-    sigemptyset(&child);
-    sigaddset(&child, SIGCHLD);
-    sigprocmask(SIG_BLOCK, &child, NULL);
-    if (o->tty && o->size.ws_row && ioctl(0, TIOCSWINSZ, &o->size)) die("TIOCSWINSZ");
     if (pipe2(report, O_CLOEXEC)) die("pipe");
     pid_t job = fork();
     if (job < 0) die("fork");
@@ -305,10 +326,196 @@ static int keep_job(struct options *o)
     if (got == sizeof why) tell(o, "noexec %d\n", why);
     else tell(o, "started\n"); /* from here on a signal from outside finds the job, and its stops are seen */
     close(report[0]);
+    return job;
+}
+
+static void block_child_signal(sigset_t *child)
+{
+    sigemptyset(child);
+    sigaddset(child, SIGCHLD);
+    sigprocmask(SIG_BLOCK, child, NULL);
+}
+
+static int keep_job(struct options *o)
+{
+    sigset_t child;
+    prctl(PR_SET_DUMPABLE, 0); /* the job has our uid: it must not trace us */
+    block_child_signal(&child);
+    if (o->tty && o->size.ws_row && ioctl(0, TIOCSWINSZ, &o->size)) die("TIOCSWINSZ");
+    pid_t job = begin_job(o);
     let_go_of_streams(o);
     int status = watch_job(o, job);
     end_the_rest(&child);
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+/* ---- the tasks of an array ---- */
+
+struct keeper { pid_t pid; long task; };
+static struct keeper keepers[MAX_TASKS];
+static int keeper_count;
+
+static int signal_below(pid_t pid, int sig, int depth);
+
+/* The same for the children of one thread: the kernel lists them by the thread that forked them. */
+static int signal_children(const char *list, int sig, int depth)
+{
+    char text[MAX_CHILDREN_TEXT], *at = text, *end;
+    int fd = open(list, O_RDONLY | O_CLOEXEC), told = 0;
+    if (fd < 0) return 0;
+    size_t size = 0;
+    for (ssize_t got; size < sizeof text - 1 && (got = read(fd, text + size, sizeof text - 1 - size)) > 0;) size += (size_t)got;
+    close(fd);
+    text[size] = 0;
+    for (long child; (child = strtol(at, &end, 10)) > 0 && end != at; at = end) {
+        told += signal_below((pid_t)child, sig, depth + 1); /* first those below: they lose their place when it dies */
+        told += !kill((pid_t)child, sig);
+    }
+    return told;
+}
+
+/* Send a signal to every process below `pid`, not to itself; return how many got it. Who forks meanwhile is found next time. */
+static int signal_below(pid_t pid, int sig, int depth)
+{
+    char path[512];
+    int told = 0;
+    snprintf(path, sizeof path, "/proc/%d/task", pid);
+    DIR *threads = depth > MAX_DEPTH ? NULL : opendir(path);
+    if (!threads) return 0;
+    for (struct dirent *entry; (entry = readdir(threads));) {
+        if (entry->d_name[0] == '.') continue;
+        snprintf(path, sizeof path, "/proc/%d/task/%s/children", pid, entry->d_name);
+        told += signal_children(path, sig, depth);
+    }
+    closedir(threads);
+    return told;
+}
+
+/* Reap what has ended; 0 when there are no children any more. */
+static int reap_ended(void)
+{
+    pid_t pid;
+    while ((pid = waitpid(-1, NULL, WNOHANG)) > 0) continue;
+    return !(pid < 0 && errno == ECHILD);
+}
+
+/* What is left of a task: HUP, a grace, KILL. All of it becomes ours as it is orphaned, so this comes to an end. */
+static void end_task(const sigset_t *child)
+{
+    if (!reap_ended()) return;
+    signal_below(getpid(), SIGHUP, 0);
+    signal_below(getpid(), SIGCONT, 0);
+    int64_t end = now_ms() + GRACE_MS;
+    for (int64_t left = GRACE_MS; left > 0; left = end - now_ms()) {
+        struct timespec wait = {left / 1000, (left % 1000) * 1000000L};
+        sigtimedwait(child, NULL, &wait);
+        if (!reap_ended()) return;
+    }
+    const struct timespec pause = {0, KILL_AGAIN_NS};
+    do {
+        signal_below(getpid(), SIGKILL, 0);
+        sigtimedwait(child, NULL, &pause);
+    } while (reap_ended());
+}
+
+static void keep_task(struct options *o, char *words, size_t size, int *streams)
+{
+    sigset_t child;
+    block_child_signal(&child);
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    for (char *word = words; word < words + size; word += strlen(word) + 1)
+        if (*word) putenv(word);
+    for (int i = 0; i < 2; i++)
+        if (dup2(streams[i], i + 1) < 0) die("streams");
+    pid_t job = begin_job(o);
+    dup2(0, 1);
+    dup2(0, 2);
+    close(streams[0]);
+    close(streams[1]);
+    watch_job(o, job);
+    end_task(&child);
+    _exit(0);
+}
+
+static void start_task(struct options *o, char *words, size_t size, int *streams)
+{
+    pid_t pid = keeper_count < MAX_TASKS ? fork() : -1;
+    if (!pid) keep_task(o, words, size, streams);
+    if (pid > 0) {
+        keepers[keeper_count++] = (struct keeper){pid, o->task};
+        return;
+    }
+    tell(o, "noexec %d\n", EAGAIN);
+    tell(o, "gone\n");
+}
+
+static void signal_task(long task, int sig)
+{
+    for (int i = 0; i < keeper_count; i++)
+        if (keepers[i].task == task) {
+            signal_below(keepers[i].pid, sig, 0);
+            if (sig == SIGKILL) kill(keepers[i].pid, SIGCONT); /* a task may have stopped its keeper */
+        }
+}
+
+/* One order; 0 when there will be no more. */
+static int take_order(struct options *o)
+{
+    static char text[MAX_ORDER];
+    union { struct cmsghdr head; char room[CMSG_SPACE(2 * sizeof(int))]; } control;
+    struct iovec io = {text, sizeof text - 1};
+    struct msghdr m = {.msg_iov = &io, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    ssize_t size = recvmsg(o->serve, &m, MSG_CMSG_CLOEXEC);
+    if (size < 0 && errno == EINTR) return 1;
+    if (size <= 0) return 0;
+    text[size] = 0;
+    int streams[2] = {-1, -1}, sig;
+    struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+    if (c && c->cmsg_type == SCM_RIGHTS && c->cmsg_len == CMSG_LEN(sizeof streams)) memcpy(streams, CMSG_DATA(c), sizeof streams);
+    if (sscanf(text, "run %ld", &o->task) == 1 && streams[1] >= 0) {
+        size_t head = strlen(text) + 1;
+        start_task(o, text + head, (size_t)size > head ? (size_t)size - head : 0, streams);
+    } else if (sscanf(text, "signal %ld %d", &o->task, &sig) == 2) signal_task(o->task, sig);
+    for (int i = 0; i < 2; i++)
+        if (streams[i] >= 0) close(streams[i]);
+    return 1;
+}
+
+/* Bury keepers. One that was killed (a task may do that: it has our uid) could not tell of its task's end. */
+static void reap_keepers(struct options *o)
+{
+    int status;
+    for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
+        for (int i = 0; i < keeper_count; i++) {
+            if (keepers[i].pid != pid) continue;
+            o->task = keepers[i].task;
+            keepers[i] = keepers[--keeper_count];
+            if (WIFSIGNALED(status)) tell(o, "signal %d 0 0 0 0\n", WTERMSIG(status));
+            tell(o, "gone\n");
+            break;
+        }
+}
+
+static int serve_tasks(struct options *o)
+{
+    sigset_t child;
+    prctl(PR_SET_DUMPABLE, 0);
+    fcntl(o->serve, F_SETFD, FD_CLOEXEC);
+    block_child_signal(&child);
+    int ended = signalfd(-1, &child, SFD_CLOEXEC);
+    if (ended < 0) die("signalfd");
+    let_go_of_streams(o);
+    int serve = o->serve;
+    o->serve = -1;
+    tell(o, "started\n"); /* of init itself, through the FIFO */
+    o->serve = serve;
+    for (;;) {
+        struct pollfd p[2] = {{serve, POLLIN, 0}, {ended, POLLIN, 0}};
+        if (poll(p, 2, -1) < 0 && errno != EINTR) die("poll");
+        struct signalfd_siginfo info;
+        if (p[1].revents && read(ended, &info, sizeof info) > 0) reap_keepers(o);
+        if (p[0].revents && !take_order(o)) return 0;
+    }
 }
 
 static void join_group(const char *folder)
@@ -352,5 +559,6 @@ int main(int argc, char **argv)
     struct options options;
     if (argc > 1 && !strcmp(argv[1], "--launch")) return launch(argc, argv);
     parse(&options, argc, argv);
+    if (options.serve >= 0) return serve_tasks(&options);
     return keep_job(&options);
 }

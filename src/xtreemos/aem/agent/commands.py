@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 ALL_NODES = 10_000
 ASK_S = 1.0
 LOOK_S = 0.2
-SUBMIT_AT_ONCE = 64
 EVENTS_MAX = 64
 
 
@@ -338,18 +337,9 @@ class Commands:
         chosen = options.parse("sub", words)
         if self.detached is None:
             raise UsageError("this VO takes no detached jobs")
-        specs = [self.core.spec(chosen, hello, detached=True) for _ in range(chosen.count)]
-        for index, spec in enumerate(specs if chosen.count > 1 else []):
-            spec.env["XOS_INDEX"] = str(index)
-        for at in range(0, len(specs), SUBMIT_AT_ONCE):
-            group = specs[at : at + SUBMIT_AT_ONCE]
-            results = await asyncio.gather(*(self.detached.submit(spec) for spec in group), return_exceptions=True)
-            await out.write(
-                "".join(f"{spec.job}\n" for spec, result in zip(group, results, strict=True) if isinstance(result, str))
-            )
-            for result in results:
-                if isinstance(result, BaseException):
-                    raise result
+        spec = self.core.spec(chosen, hello, detached=True)
+        await self.detached.submit(spec)
+        await out.write("".join(f"{job}\n" for job in spec.tasks()))
         return 0
 
     # -- the VO ----------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from xtreemos.aem.jobspec import JobSpec, Winsize, carried_env
 from xtreemos.errors import RemoteError, TryLater, Unreachable, UsageError, XosError
 from xtreemos.fabric.rpc import ClientCall, ConnectionLost
 from xtreemos.foundation.frames import Kind
-from xtreemos.names import job_id
+from xtreemos.names import array_id, job_id
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ ELSEWHERE = frozenset(
         "node-full",
         "not-matching",
         "owner-refuses",
+        "home-missing",
         "no-connection",
         "nodes-silent",
         "try-later",
@@ -95,7 +96,7 @@ class AgentCore:
         terminal = bool(hello.tty and hello.tty.raw_allowed) if chosen.force_tty is None else chosen.force_tty
         size = Winsize(hello.tty.rows, hello.tty.cols) if hello.tty else Winsize(24, 80)
         return JobSpec(
-            job=job_id(os.urandom(8)),
+            job=array_id(os.urandom(8)) if chosen.count > 1 else job_id(os.urandom(8)),
             vo=self.vo,
             user=self.user,
             argv=chosen.argv,
@@ -116,6 +117,7 @@ class AgentCore:
             retry=chosen.retry,
             ignored_signals=list(hello.ignored),
             submitted_at=time.time(),
+            count=chosen.count if detached else 1,
         )
 
     # -- running ---------------------------------------------------------------------------------------------------------

@@ -80,8 +80,8 @@ class JobsClient:
         jobs: list[dict[str, Any]] = []
         more = True
         while more:
-            after = jobs[-1]["seq"] if jobs else 0
-            page = await self._ask("list", {"all": everybody, "ended": ended, "after": after})
+            behind = {"after": jobs[-1]["seq"], "after_job": jobs[-1]["job"]} if jobs else {}
+            page = await self._ask("list", {"all": everybody, "ended": ended, **behind})
             jobs += page["jobs"]
             more = page["more"]
         return jobs

@@ -133,7 +133,10 @@ class _Leader:
 
     async def _load_submissions(self) -> tuple[dict[str, tuple[JobSpec, bytes]], dict[str, str]]:
         """Read again the submissions of jobs that have not ended."""
-        live = {row.seq: row for row in self._rows.values() if row.state is not State.ENDED}
+        live: dict[int, list[Row]] = {}
+        for row in self._rows.values():
+            if row.state is not State.ENDED:
+                live.setdefault(row.seq, []).append(row)
         records: dict[str, tuple[JobSpec, bytes]] = {}
         rejected: dict[str, str] = {}
         first, last = await self._port.bounds(subjects.SUBMIT_STREAM)
@@ -143,12 +146,12 @@ class _Leader:
             return records, rejected
         async with contextlib.aclosing(self._port.consume(subjects.SUBMIT_STREAM, start)) as messages:
             async for message in messages:
-                row = live.get(message.seq)
-                if row is not None:
-                    try:
-                        records[row.job] = (peek_spec(message.data), message.data)
-                    except XosError as error:
-                        rejected[row.job] = error.line()
+                rows = live.get(message.seq, ())
+                try:
+                    record = (peek_spec(message.data), message.data) if rows else None
+                    records.update((row.job, record) for row in rows if record)
+                except XosError as error:
+                    rejected.update((row.job, error.line()) for row in rows)
                 if message.seq >= end:
                     break
         return records, rejected
@@ -157,8 +160,7 @@ class _Leader:
 
     def _batch(self, rows: tuple[Row, ...] = (), forget: tuple[str, ...] = ()) -> Batch:
         self._number += 1
-        seq = self.machine.seq if self.machine else self._seq
-        return Batch(self._epoch, self._number, seq, list(rows), list(forget))
+        return Batch(self._epoch, self._number, self._seq, list(rows), list(forget))
 
     async def _try_append(self, batch: Batch) -> bool:
         """Append after what we know; False: there is more in the log than we know."""
@@ -189,8 +191,11 @@ class _Leader:
         return False
 
     async def _persist(self, rows: list[Row], forget: list[str]) -> None:
+        assert self.machine is not None
         for start in range(0, max(len(rows), 1), ROWS_PER_BATCH):
             part = tuple(rows[start : start + ROWS_PER_BATCH])
+            if start + ROWS_PER_BATCH >= len(rows):
+                self._seq = self.machine.seq  # not before the last part: a successor reads again what has no rows in the log yet
             if not await self._try_append(self._batch(part, tuple(forget) if start == 0 else ())):
                 raise Deposed("another manager wrote to the log")
 

@@ -55,6 +55,7 @@ from xtreemos.aem.manager.model import (
 )
 from xtreemos.aem.manager.placement import FairQueue, Job, Matches, Need, NodeView, choose
 from xtreemos.errors import TryLater, UsageError, XosError
+from xtreemos.names import ARRAY_TASKS_MAX, check_job, task_index
 
 HOLD_S: Final = 5.0
 """A question that waits for submissions still to arrive is answered with an error after this."""
@@ -170,24 +171,26 @@ class Machine:
         if event.seq <= self.seq:
             return  # taken before; the client published twice, or the log was read again
         self.seq = event.seq
-        if event.job in self._jobs:
-            return  # the same job id again: the first one counts
         spec = event.spec
         name = model.short_name(spec.argv) if spec else ""
-        row = Row(job=event.job, user=event.user, seq=event.seq, name=name)
-        job = self._jobs[event.job] = Job(row)
-        self._live_count += 1
         bad = event.reason or self._why_rejected(spec)
-        if spec is None or bad:
-            self._end(job, Outcome.REJECTED, bad)
-            return
-        job.need, job.record = Need.of(spec), event.record
-        self._write(job, retry=spec.retry, submitted_at=spec.submitted_at)
-        self._queue.add(job)
+        need = Need.of(spec) if spec else Need()
+        for job_id in spec.tasks() if spec else [event.job]:
+            if job_id in self._jobs:
+                continue  # the same job id again: the first one counts
+            row = Row(job=job_id, user=event.user, seq=event.seq, name=name)
+            job = self._jobs[job_id] = Job(row)
+            self._live_count += 1
+            if spec is None or bad:
+                self._end(job, Outcome.REJECTED, bad)
+                continue
+            job.need, job.record = need, event.record
+            self._write(job, retry=spec.retry, submitted_at=spec.submitted_at)
+            self._queue.add(job)
         self._dirty = True
 
     def _why_rejected(self, spec: JobSpec | None) -> str:
-        if self._live_count > model.LIVE_JOBS_MAX:
+        if self._live_count + (spec.count if spec else 1) > model.LIVE_JOBS_MAX:
             return f"the VO has {model.LIVE_JOBS_MAX} jobs that did not end"
         try:
             if spec is not None and spec.where is not None:
@@ -383,16 +386,17 @@ class Machine:
     def _send_orders(self, node: NodeView) -> None:
         if node.in_flight or not node.is_fresh(self._now_s):
             return
-        starts, room = [], model.MESSAGE_BYTES_MAX
+        starts, room, before = [], model.MESSAGE_BYTES_MAX, b""
         for job in node.jobs.values():
             if job.confirmed or job.row.cancelled or self._now_s - job.sent_s < model.RESEND_S:
                 continue
-            room -= len(job.record) + _ORDER_OVERHEAD_BYTES
+            record = b"" if job.record is before else job.record
+            room -= len(record) + _ORDER_OVERHEAD_BYTES
             if room < 0:
                 self._due[node.name] = None
                 break
-            job.sent_s = self._now_s
-            starts.append(Start(job.row.job, job.row.attempt, job.record))
+            job.sent_s, before = self._now_s, job.record
+            starts.append(Start(job.row.job, job.row.attempt, record))
         kills = [Kill(job, attempt, signal) for (job, attempt), signal in node.kills.items()]
         node.kills.clear()
         if starts or kills:
@@ -458,10 +462,14 @@ class Machine:
     def _list(self, event: Asked, params: dict[str, Any]) -> dict[str, Any]:
         everybody = event.admin and bool(params.get("all"))
         after, limit = int(params.get("after", 0)), min(int(params.get("limit", model.LIST_ROWS_MAX)), model.LIST_ROWS_MAX)
+        behind = params.get("after_job")  # tasks of one array came in one submission: go on behind this one
+        index = task_index(check_job(behind)) if behind else ARRAY_TASKS_MAX
         views: list[dict[str, Any]] = []
         for job in self._jobs.values():
             row = job.row
-            if row.seq <= after or not (everybody or row.user == event.user):
+            if row.seq < after or (row.seq == after and task_index(row.job) <= index):
+                continue
+            if not (everybody or row.user == event.user):
                 continue
             if row.state is State.ENDED and not params.get("ended"):
                 continue

@@ -201,7 +201,7 @@ class ReportReply(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Start(msgspec.Struct, frozen=True, array_like=True):
-    """Start this attempt of the signed submission `record`."""
+    """Start this attempt of the signed submission `record`; empty: that of the start before it (tasks of one array share one)."""
 
     job: str
     attempt: int

@@ -38,11 +38,12 @@ class _Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A record whose signature was checked."""
+    """A record whose signature was checked. `array`: the id of the array if `spec` is one task of it."""
 
     spec: JobSpec
     caller: Caller
     record: bytes
+    array: str = ""
 
 
 Verify = Callable[[bytes], Submission]

@@ -31,7 +31,7 @@ class Runtime:
     def argv(self, request: StartRequest, *, join: Sequence[str], console: str | None) -> list[str]:
         """Return the command line that starts the container of `request`. `join`: v1 group folders."""
         folder = job_folder(request)
-        handed_on = 3 if request.stdio is Stdio.FDS else 1 if request.with_stderr_pipe else 0
+        handed_on = 3 if request.stdio is Stdio.FDS else 1 if request.with_stderr_pipe or request.stdio is Stdio.TASKS else 0
         launch = [str(self.init), "--launch", "--keep", str(FDS_FROM - 1 + handed_on)]
         for group in join:
             launch += ["--group", group]

@@ -1,4 +1,4 @@
-"""jobd's socket and methods: `hello, start, attach, signal, list, watch, forget` (docs/notes/0001-architecture.md, "jobd")."""
+"""jobd's socket and methods: `hello, start, tasks, close, attach, signal, list, watch, forget` (docs/notes/0001-architecture.md, "jobd")."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,20 @@ from xtreemos.foundation.jobd.connection import Connection, peer_uid
 from xtreemos.foundation.jobd.container import Runtime
 from xtreemos.foundation.jobd.job import Job
 from xtreemos.foundation.jobd.loop import READ, Loop
-from xtreemos.foundation.jobd.model import BadRequest, JobExists, JobRuns, NoSuchJob, StartRequest, State, Stdio, check_name
+from xtreemos.foundation.jobd.model import (
+    BadRequest,
+    JobExists,
+    JobRuns,
+    NoSuchJob,
+    StartRequest,
+    State,
+    Stdio,
+    TaskRequest,
+    check_name,
+)
 from xtreemos.foundation.jobd.pump import Attachment
 from xtreemos.foundation.jobd.store import FormerJob, recover
+from xtreemos.foundation.jobd.task import Task, Tasks
 
 CONNECTIONS_MAX = 4096  # one per attached job
 JOBS_MAX = 8192
@@ -64,13 +76,15 @@ class Jobd:
         self._started_at = time.time()
         self._connections: set[Connection] = set()
         self.watches: set[Watch] = set()
-        self._jobs: dict[str, Job | FormerJob] = {}
+        self._jobs: dict[str, Job | Task | FormerJob] = {}
         self._jobs.update(recover(jobs_dir, runtime, cgroups))
         self._listener = _listen(socket_path)
         self._loop.register(self._listener.fileno(), READ, self._on_connect)
         self._methods: dict[str, Callable[[Connection, Frame, Any], None]] = {
             "hello": self._hello,
             "start": self._start,
+            "tasks": self._tasks,
+            "close": self._close,
             "attach": self._attach,
             "signal": self._signal,
             "list": self._list,
@@ -103,7 +117,7 @@ class Jobd:
             traceback.print_exc(file=sys.stderr)
             connection.send_error(frame.channel, InternalError("jobd stumbled over this call", "see its log"))
 
-    def _find(self, params: Any) -> Job | FormerJob:
+    def _find(self, params: Any) -> Job | Task | FormerJob:
         job = self._jobs.get(check_name(params))
         if job is None:
             raise NoSuchJob(f"job {params['job']} is not known here")
@@ -139,6 +153,56 @@ class Jobd:
 
         job.start(fds, done)
 
+    def _tasks(self, connection: Connection, frame: Frame, params: Any) -> None:
+        """Start tasks in the container of an array; answered when each of them runs or certainly does not."""
+        runner = self._find(params)
+        entries = params.get("tasks")
+        if not isinstance(runner, Job) or runner.tasks is None or runner.machine.state is not State.RUNNING:
+            raise NoSuchJob(f"{params['job']} is no container for tasks now", "start one")
+        if not isinstance(entries, list):
+            raise BadRequest("tasks: no list of tasks")
+        answers: list[dict[str, Any] | None] = [None] * len(entries)
+        left = len(entries)
+
+        def answer(place: int, name: str, error: XosError | None) -> None:
+            nonlocal left
+            left -= 1
+            answers[place] = {"job": name, "error": error.to_wire() if error else None}
+            if not left:
+                connection.send(Kind.RESULT, frame.channel, answers)
+
+        for place, entry in enumerate(entries):
+            self._start_task(runner.tasks, entry, partial(answer, place))
+        if not entries:
+            connection.send(Kind.RESULT, frame.channel, [])
+
+    def _start_task(self, tasks: Tasks, entry: Any, answer: Callable[[str, XosError | None], None]) -> None:
+        name = str(entry.get("job")) if isinstance(entry, dict) else ""
+        try:
+            request = TaskRequest.from_params(entry)
+            if name in self._jobs:
+                raise JobExists(f"job {name} was started before")
+            if len(self._jobs) >= JOBS_MAX:
+                raise TryLater(f"{JOBS_MAX} jobs are known here", "forget ended ones")
+        except XosError as error:
+            answer(name, error)
+            return
+        task = self._jobs[name] = Task(tasks, request, self._announce)
+
+        def done(error: XosError | None) -> None:
+            if error is not None:
+                del self._jobs[name]
+            answer(name, error)
+
+        task.start(done)
+
+    def _close(self, connection: Connection, frame: Frame, params: Any) -> None:
+        """End the container of an array, and with it what still runs in it."""
+        runner = self._find(params)
+        if isinstance(runner, Job) and runner.tasks is not None:
+            runner.tasks.close()
+        connection.send(Kind.RESULT, frame.channel, {})
+
     def _attach(self, connection: Connection, frame: Frame, params: Any) -> None:
         job = self._find(params)
         attachment = Attachment(connection, frame.channel)
@@ -146,6 +210,8 @@ class Jobd:
             attachment.event(type="attached", stdin=0)
             connection.send(Kind.RESULT, frame.channel, {"exit": job.record})
             return
+        if isinstance(job, Task):
+            raise BadRequest("a task of an array cannot be attached to", "read its output files")
         if job.machine.state is State.STARTING:
             raise TryLater(f"job {params['job']} is just starting", "wait for the answer to start")
         job.attach(attachment, _offsets(params.get("offsets")), steal=params.get("steal") is True)
@@ -155,7 +221,7 @@ class Jobd:
         number = params.get("signal")
         if not isinstance(number, int) or not 0 < number < 65:
             raise BadRequest("signal must be 1 to 64")
-        if isinstance(job, Job) and job.machine.state in (State.RUNNING, State.STOPPED):
+        if not isinstance(job, FormerJob) and job.machine.state in (State.RUNNING, State.STOPPED):
             job.signal(number)
         connection.send(Kind.RESULT, frame.channel, {})
 
@@ -171,14 +237,23 @@ class Jobd:
         watch.synced()
 
     def _forget(self, connection: Connection, frame: Frame, params: Any) -> None:
+        names = params.get("jobs") if isinstance(params, dict) else None
+        for name in names if isinstance(names, list) else ():  # many at once: those that are not known are forgotten already
+            self._forget_one({"job": name}, known=isinstance(name, str) and name in self._jobs)
+        if names is None:
+            self._forget_one(params, known=True)
+        connection.send(Kind.RESULT, frame.channel, {})
+
+    def _forget_one(self, params: Any, *, known: bool) -> None:
+        if not known:
+            return
         job = self._find(params)
-        if isinstance(job, Job) and job.machine.state is not State.EXITED:
+        if not job.ended:
             raise JobRuns(f"job {params['job']} has not ended", "signal it first")
         job.forget()
         del self._jobs[params["job"]]
-        connection.send(Kind.RESULT, frame.channel, {})
 
-    def _announce(self, job: Job) -> None:
+    def _announce(self, job: Job | Task) -> None:
         row = job.describe()
         for watch in list(self.watches):
             watch.tell(row)

@@ -53,6 +53,7 @@ from xtreemos.foundation.jobd.model import (
 from xtreemos.foundation.jobd.pump import Attachment, Reader, Writer
 from xtreemos.foundation.jobd.spool import SpoolStream
 from xtreemos.foundation.jobd.streams import OutStream
+from xtreemos.foundation.jobd.task import Tasks
 
 START_TIMEOUT_S = 30.0
 DRAIN_TIMEOUT_S = 1.0
@@ -110,6 +111,7 @@ class Job:
         self._when_started: Callable[[XosError | None], None] | None = None
         self._settled = False  # the exit record is on disk
         self._attachment: Attachment | None = None
+        self.tasks: Tasks | None = None
         self._signals = 0  # number of the last signal taken from an attachment that numbers them
 
     # --- start -------------------------------------------------------------------------------------------------------------
@@ -125,7 +127,10 @@ class Job:
             self._fifo = os.open(self.folder / "fifo" / FIFO_NAME, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             if self.request.stdio is Stdio.PTY:
                 console = Console(self._runtime.state_dir.parent / f"console-{os.getpid()}-{id(self):x}")
-            inner, outer = _plumbing(self.request, given_fds)
+            if self.request.stdio is Stdio.TASKS:
+                self.tasks = Tasks(self._loop, self.folder, self.request.job)
+                inner = [self.tasks.inner]
+            inner, outer = _plumbing(self.request, inner)
             argv = self._runtime.argv(self.request, join=self._group.join_folders, console=console.path if console else None)
             child = self._runtime.spawn(argv, inner)
         except (OSError, XosError) as cause:
@@ -147,6 +152,8 @@ class Job:
         self._apply(StartRefused())
         for fd in outer:
             os.close(fd)
+        if self.tasks:
+            self.tasks.release()
         if console:
             console.close()
         if self._group:
@@ -169,6 +176,8 @@ class Job:
             done(cause if isinstance(cause, XosError) else StartFailed(f"job {self.request.job}: {cause}"))
             return
         self._connect(outer)
+        if self.tasks:
+            self.tasks.listen()
         self._when_started = done
         self._loop.register(self._fifo, READ, self._on_fifo)
         self._loop.on_child(self.pid, self._on_container_ended)
@@ -246,6 +255,8 @@ class Job:
         assert self._group is not None
         self._on_fifo(READ)  # init spoke before it died
         self._begin()
+        if self.tasks:
+            self.tasks.ended()
         for reader in self._readers.values():
             if isinstance(reader.stream, SpoolStream):
                 reader.force_end()  # whoever hears of the end finds the file whole
@@ -303,6 +314,11 @@ class Job:
     def _set_size(self, rows: int, cols: int) -> None:
         if self._terminal >= 0:
             fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
+
+    @property
+    def ended(self) -> bool:
+        """It has ended, so it may be forgotten."""
+        return self.machine.state is State.EXITED
 
     # --- attachment ----------------------------------------------------------------------------------------------------------
 
@@ -432,6 +448,8 @@ class Job:
                 reader.stream.release()
         if self._terminal >= 0:
             os.close(self._terminal)
+        if self.tasks:
+            self.tasks.release()
         (self.folder / "jobd.json").unlink(missing_ok=True)
 
 

@@ -76,12 +76,16 @@ class Busy(TryLater):
 
 
 class Stdio(StrEnum):
-    """Where a job's streams go: to an attachment (pipes, pty), to given descriptors, or to files with a cap."""
+    """Where a job's streams go: to an attachment (pipes, pty), to given descriptors, or to files with a cap.
+
+    `tasks`: it has none; it is the container in which the tasks of one array run (see `task`).
+    """
 
     PIPES = "pipes"
     PTY = "pty"
     FDS = "fds"
     SPOOL = "spool"
+    TASKS = "tasks"
 
 
 class State(StrEnum):
@@ -164,7 +168,7 @@ class StartRequest:
         try:
             stdio = Stdio(params.get("stdio", "pipes"))
         except ValueError:
-            raise BadRequest("start: stdio is none of pipes, pty, fds, spool") from None
+            raise BadRequest("start: stdio is none of pipes, pty, fds, spool, tasks") from None
         spool_dir = _take(params, "spool_dir", str) if params.get("spool_dir") is not None else None
         if (stdio is Stdio.SPOOL) != (spool_dir is not None):
             raise BadRequest("start: spool_dir goes with stdio spool")
@@ -183,6 +187,38 @@ class StartRequest:
             spool_bytes_max=max(0, _take(params, "spool_bytes_max", int, 64 * 1024 * 1024)),
             wall_s=wall_s,
             limits=_limits(params.get("cgroup")),
+            meta=params.get("meta"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRequest:
+    """One checked entry of a `tasks` call. `env`: what the task's environment has beside its container's."""
+
+    job: str
+    env: tuple[tuple[str, str], ...]
+    spool_dir: str
+    spool_bytes_max: int = 64 * 1024 * 1024
+    wall_s: float | None = None
+    meta: Any = None
+
+    @classmethod
+    def from_params(cls, params: Any) -> TaskRequest:
+        """Check an entry; raise BadRequest naming what is off."""
+        if not isinstance(params, dict):
+            raise BadRequest("tasks: an entry is no map")
+        env = _take(params, "env", dict, {})
+        if any(not isinstance(word, str) or "\0" in word for row in env.items() for word in row):
+            raise BadRequest("tasks: env must map names to values without NUL")
+        wall_s = params.get("wall_s")
+        if wall_s is not None and (not isinstance(wall_s, int | float) or not wall_s > 0):
+            raise BadRequest("tasks: wall_s must be more than 0")
+        return cls(
+            job=check_name(params),
+            env=tuple(env.items()),
+            spool_dir=_take(params, "spool_dir", str),
+            spool_bytes_max=max(0, _take(params, "spool_bytes_max", int, 64 * 1024 * 1024)),
+            wall_s=wall_s,
             meta=params.get("meta"),
         )
 

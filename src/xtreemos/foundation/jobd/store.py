@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from xtreemos.foundation.cgroups import Cgroups, Group
 from xtreemos.foundation.jobd.container import Runtime
 from xtreemos.foundation.jobd.job import persist, read_record
 from xtreemos.foundation.jobd.model import REASON_JOBD, ExitRecord
+from xtreemos.foundation.jobd.task import JOURNAL, read_journal
 
 BURY_TIMEOUT_MS = 5000
 
@@ -42,9 +44,35 @@ class FormerJob:
             "meta": self._meta,
         }
 
+    @property
+    def ended(self) -> bool:
+        """It has."""
+        return True
+
+    def signal(self, number: int) -> None:
+        """Nothing is left of it that could hear a signal."""
+
     def forget(self) -> None:
         """Let go of it."""
         (self._folder / "jobd.json").unlink(missing_ok=True)
+
+
+class FormerTask(FormerJob):
+    """A task of an array of an earlier life: it stands in the journal of the container that it shared."""
+
+    def forget(self) -> None:
+        """Let go of it."""
+        _note(self._folder / JOURNAL, {"forget": self.job})
+
+
+def _note(path: Path, line: dict[str, Any]) -> None:
+    """Add a line to a journal, durably."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        os.write(fd, b"\n" + json.dumps(line).encode() + b"\n")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def recover(jobs_dir: Path, runtime: Runtime, cgroups: Cgroups) -> dict[str, FormerJob]:
@@ -63,6 +91,12 @@ def recover(jobs_dir: Path, runtime: Runtime, cgroups: Cgroups) -> dict[str, For
             record = _lost(marker.stat().st_mtime).to_wire()
             persist(marker.parent, "exit.json", record)
         found[job] = FormerJob(marker.parent, job, known.get("meta"), record)
+        for task in read_journal(marker.parent / JOURNAL):
+            ended = task.record
+            if ended is None:
+                ended = _lost(task.started_at).to_wire()
+                _note(marker.parent / JOURNAL, {"job": task.job, "exit": ended})
+            found[task.job] = FormerTask(marker.parent, task.job, task.meta, ended)
     runtime.bury_all()
     return found
 
