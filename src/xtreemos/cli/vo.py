@@ -192,17 +192,25 @@ def sessions(as_json: Json = False, vo: Vo = None) -> None:
 def audit(
     name: Annotated[str, typer.Argument(metavar="VO")],
     lines: Annotated[int, typer.Option("-n", help="How many of the last decisions.")] = 20,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare with what the VO noted of it: was the end cut off, or the file exchanged?")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show and check this core node's audit of a VO (root of the node)."""
+    """Show and check this node's audit of a VO (root of the node)."""
+    context.guarded(context.need_root)
+    noted = context.run(context.admin_call("audit.noted", {"vo": name})) if verify else None
 
     def work() -> None:
-        from xtreemos.node.start import audit_lines
+        from xtreemos.node import auditing, start
 
-        context.need_root()
-        count, rows = audit_lines(context.node_paths(), check_vo(name), lines)
+        if verify:
+            said = auditing.check_noted(auditing.audit_path(context.node_paths(), check_vo(name)), noted)
+            _print({"said": said, "noted": noted}, as_json, said)
+            return
+        count, rows = start.audit_lines(context.node_paths(), check_vo(name), lines)
         text = "\n".join(f"{'yes' if row['allowed'] else 'NO ':<4}{row['who']:<28} {row['what']:<24} {row['why']}" for row in rows)
-        _print(rows, as_json, f"{text}\n{count} decisions, the chain is whole")
+        _print(rows, as_json, f"{text}\n{count} decisions, the chain is whole as far as it goes (see --verify)")
 
     context.guarded(work)
 

@@ -14,6 +14,7 @@ from xtreemos.fabric.rpc import Handler, ServerCall
 from xtreemos.foundation.paths import NATS_PORT, RPC_PORT
 from xtreemos.names import check_user, check_vo
 from xtreemos.node import joining
+from xtreemos.node.auditing import noted_head
 from xtreemos.node.config import load_node
 from xtreemos.node.service import guarded
 from xtreemos.node.vo_runtime import mint_vo_account, save_credential
@@ -40,6 +41,7 @@ class Admin:
             "vo.create": self._vo_create,
             "vo.joined": self._vo_joined,
             "leave": self._leave,
+            "audit.noted": self._audit_noted,
             "fs.account": self._account,
         }
         table |= self.node.dir.local_methods()
@@ -115,6 +117,15 @@ class Admin:
         if runtime is None or (user not in runtime.users and node.accounts.find(user, vo) is None):
             raise NotFound(f"{user} is no member of VO {vo}", "see `xos vo members`")
         return {"uid": node.accounts.uid_for(user, vo)}
+
+    async def _audit_noted(self, call: ServerCall) -> Any:
+        """Tell what the VO has noted of this node's audit: `{count, hash}`, or nil."""
+        vo = check_vo(str(call.params.get("vo")))
+        runtime = self.node.vos.get(vo)
+        if runtime is None:
+            raise NotFound(f"this node is no resource of VO {vo}", "see `xos status`")
+        noted = await noted_head(runtime.ask_cda)
+        return noted and {"count": noted.count, "hash": noted.hash}
 
     async def _leave(self, call: ServerCall) -> Any:
         """Take this node out of a VO: no new jobs, the running ones end (at once, or by themselves with `drain`)."""

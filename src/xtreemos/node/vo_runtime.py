@@ -33,6 +33,7 @@ from xtreemos.fabric.sysaccount import SystemAccount
 from xtreemos.foundation import query
 from xtreemos.foundation.files import write_atomically
 from xtreemos.foundation.paths import NATS_PORT
+from xtreemos.node.auditing import note_for_ever
 from xtreemos.node.config import NodeConfig
 from xtreemos.vo.admission import Admission
 from xtreemos.vo.audit import Audit
@@ -206,6 +207,7 @@ class VoRuntime:
         if self.manager is not None:
             spawn(self.manager.run(), f"manager {self.vo}")
         spawn(self._renew_for_ever(), f"renew {self.vo}")
+        spawn(note_for_ever(self.vo, self.audit, self.ask_cda), f"audit {self.vo}")
         while True:
             try:
                 pub = await open_bucket(self.fabric, subjects.PUBLIC_BUCKET, follow=self.secrets is None)
@@ -252,6 +254,10 @@ class VoRuntime:
             table[name] = (PublicUser if kind == "user" else PublicNode).from_bytes(event.value)
         except msgspec.MsgspecError:
             log.warning("VO %s: the record %s cannot be read", self.vo, event.key)
+
+    async def ask_cda(self, method: str, params: Mapping[str, Any]) -> Any:
+        """Call a method of the VO's CDA, on any core node, as this node; raises XosError."""
+        return await CdaClient(self.issued.trust, self.entry.endpoints, lambda: self.issued.identity).call(method, params)
 
     async def _renew_for_ever(self) -> None:
         client = CdaClient(self.issued.trust, self.entry.endpoints, lambda: self.issued.identity)

@@ -391,7 +391,7 @@ class Xosd:
         names = (
             "challenge", "login", "renew", "logout", "whoami", "sessions", "revoke_session", "invite", "accept", "set_password", "members",
             "suspend", "restore", "remove", "set_roles", "resource_invite", "join_node", "renew_node", "remove_node", "node_list", "trust",
-            "issuing_keys",
+            "issuing_keys", "audit_note", "audit_heads",
         )  # fmt: skip
         table = {f"cda.{name}": self._cda(name) for name in names}
         anybody: frozenset[CallerKind] = frozenset({"anonymous", "user", "node"})

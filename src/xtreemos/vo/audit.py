@@ -1,8 +1,9 @@
 """The audit: every decision of a VO's services on this node, one JSON line each, chained by hashes, durable before it is answered.
 
 Line: `{"seq", "at", "vo", "who", "what", "allowed", "why", "detail", "prev", "hash"}`; `hash` is SHA-256 over the line without it, and
-`prev` is the hash before, so that changing or dropping a line in the middle is found. Cutting off the *end* is found only against a
-head that was noted elsewhere (`head`). No secrets, ever: callers pass names and reasons, not parameters.
+`prev` is the hash before, so that changing or dropping a line in the middle is found. Cutting off the *end*, or writing the whole file
+anew, is found only against a head that was noted elsewhere: each node has its `Head` noted in the VO's registry by a core node
+(`vo/heads.py`, `node/auditing.py`). No secrets, ever: callers pass names and reasons, not parameters.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from xtreemos.vo.errors import AuditBroken
 
 GENESIS: Final = "0" * 64
 WHY_MAX: Final = 300
+_KEEP: Final = "keep the file and ask who changed it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,14 @@ class AuditRecord:
     allowed: bool
     why: str = ""
     detail: Mapping[str, str | int | bool] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a chain stood: how many records it had, >= 0, and the hash of the last one (GENESIS if none)."""
+
+    count: int
+    hash: str
 
 
 def line_of(record: AuditRecord, seq: int, prev: str) -> tuple[str, str]:
@@ -56,16 +66,17 @@ def _canonical(fields: Mapping[str, Any]) -> bytes:
     return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
 
-def verify_file(path: Path) -> tuple[int, str]:
-    """Check the whole chain of a file.
+def verify_file(path: Path, noted: Head | None = None) -> tuple[int, str]:
+    """Check the whole chain of a file, and that the chain whose head was `noted` elsewhere is its beginning.
 
     Returns:
         (number of records, hash of the last one, GENESIS if none).
 
     Raises:
-        AuditBroken: names the first line that does not hold.
+        AuditBroken: names the first line that does not hold, or says that records are gone or are not those that were noted.
     """
     count, prev = 0, GENESIS
+    agrees = noted is None or noted == Head(0, GENESIS)
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
             try:
@@ -75,8 +86,13 @@ def verify_file(path: Path) -> tuple[int, str]:
             except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise AuditBroken(f"{path}: line {number} is not an audit record") from error
             if not good or hashlib.sha256(_canonical(fields)).hexdigest() != digest:
-                raise AuditBroken(f"{path}: the chain breaks at line {number}", "keep the file and ask who changed it")
+                raise AuditBroken(f"{path}: the chain breaks at line {number}", _KEEP)
             count, prev = count + 1, digest
+            agrees = agrees or noted == Head(count, prev)
+    if noted is not None and not agrees:
+        if count < noted.count:
+            raise AuditBroken(f"{path}: the VO noted {noted.count} records, {count} are here: the end was cut off", _KEEP)
+        raise AuditBroken(f"{path}: record {noted.count} is not the one that the VO noted: the file was written anew", _KEEP)
     return count, prev
 
 
@@ -99,6 +115,10 @@ class Audit:
         tail = os.pread(self._file, data_end - tail_start, tail_start)
         if tail and not tail.endswith(b"\n"):
             os.ftruncate(self._file, tail_start + tail.rfind(b"\n") + 1)
+
+    def position(self) -> Head:
+        """Return where the chain stands now; durable once `durable(position().count)` returns."""
+        return Head(self._seq, self.head)
 
     def append(self, record: AuditRecord) -> int:
         """Write a record (to the kernel); returns the number to hand to `durable`."""

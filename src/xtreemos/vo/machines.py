@@ -215,6 +215,7 @@ class Machines:
                 continue
             break
         await desk.registry.public_nodes.delete(name)
+        await desk.registry.audit_heads.delete(name)  # a machine that joins under the name again begins its own audit
         await desk.publish_account()
         return {"node": name}
 

@@ -45,6 +45,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return msgspec.msgpack.decode(data, type=cls)
 
 
+class AuditHead(Record, frozen=True, kw_only=True):
+    """How far a node's audit was when it last told the VO: `count` records, the last one's `hash`; key `audit.NODE` in `vo`."""
+
+    count: int
+    hash: str
+    at: int
+
+
 class Issue(Record, frozen=True, kw_only=True):
     """One set of credentials that was issued: what revocation must name until it expires."""
 

@@ -14,6 +14,7 @@ from xtreemos import names
 from xtreemos.errors import TryLater
 from xtreemos.fabric.errors import KeyExists, RevisionMismatch
 from xtreemos.vo.model import (
+    AuditHead,
     Node,
     PublicNode,
     PublicUser,
@@ -148,6 +149,7 @@ class Registry:
         self.users = Shelf(vo, "user", User)
         self.nodes = Shelf(vo, "node", Node)
         self.tokens = Shelf(vo, "token", TokenRecord)
+        self.audit_heads = Shelf(vo, "audit", AuditHead)
         self.account = Shelf(vo, "account", AccountState)
         self.public_users = Shelf(pub, "user", PublicUser)
         self.public_nodes = Shelf(pub, "node", PublicNode)
