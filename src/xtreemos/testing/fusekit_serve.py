@@ -14,8 +14,8 @@ import sys
 
 from xtreemos.testing.fusekit_memfs import MemFs
 from xtreemos.xtreemfs.fuse.handlers import Handlers
-from xtreemos.xtreemfs.fuse.model import MountOptions
 from xtreemos.xtreemfs.fuse.mounting import mount
+from xtreemos.xtreemfs.fuse.options import MountOptions
 
 
 async def serve(mountpoint: str, handlers: Handlers, options: MountOptions, *, by_fusermount: bool = False) -> None:

@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import functools
 import logging
 import os
-import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from xtreemos.xtreemfs.fuse import constants as c
+from xtreemos.xtreemfs.fuse import device, replies, wire
 from xtreemos.xtreemfs.fuse import model as m
-from xtreemos.xtreemfs.fuse import replies, wire
 from xtreemos.xtreemfs.fuse.buffers import BufferPool, is_free
 from xtreemos.xtreemfs.fuse.constants import Op
 from xtreemos.xtreemfs.fuse.errors import FuseError, ProtocolError, SessionEnded
 from xtreemos.xtreemfs.fuse.handlers import Handlers
 from xtreemos.xtreemfs.fuse.notifications import Notifications
 from xtreemos.xtreemfs.fuse.notify import Notifier
+from xtreemos.xtreemfs.fuse.options import MountOptions, Negotiated
+from xtreemos.xtreemfs.fuse.statistics import Statistics, operation_name
 
 log = logging.getLogger(__name__)
 
@@ -52,25 +52,10 @@ class _Waiting:
     payload_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """Counts since the start: `requests` by operation name, `errors` by errno name, `bugs` that became EIO; and what is so now."""
-
-    requests: dict[str, int]
-    errors: dict[str, int]
-    bugs: int
-    outstanding: int
-    lock_waits: int
-    payload_bytes: int
-    paused: bool
-    buffers_made: int
-    notifications: int
-
-
 class Session(Notifications):
     """One connection on descriptor `fd`, which it owns. With `negotiated` (of a cloned descriptor) it does not expect INIT."""
 
-    def __init__(self, fd: int, handlers: Handlers, options: m.MountOptions, *, negotiated: m.Negotiated | None = None) -> None:
+    def __init__(self, fd: int, handlers: Handlers, options: MountOptions, *, negotiated: Negotiated | None = None) -> None:
         self.fd = fd
         self.options = options
         self._handlers = handlers
@@ -244,7 +229,7 @@ class Session(Notifications):
         if agreed is not None:
             self._agree(agreed)
 
-    def _agree(self, agreed: m.Negotiated) -> None:
+    def _agree(self, agreed: Negotiated) -> None:
         self._negotiated = agreed
         self._decoders = wire.decoders(agreed.flags)
         self._routes = {op: (getattr(self._handlers, name), encode) for op, (name, encode) in replies.ROUTES.items()}
@@ -309,7 +294,7 @@ class Session(Notifications):
             body = waiting.encode(answer, waiting.request) if waiting.encode is not None else None
         except asyncio.CancelledError:
             if not interrupted and not self._ended.is_set():
-                log.error("%s (unique %d): its handler was cancelled by somebody else", _name(waiting.opcode), unique)  # noqa: TRY400  # no stack tells more
+                log.error("%s (unique %d): its handler was cancelled by somebody else", operation_name(waiting.opcode), unique)  # noqa: TRY400  # no stack tells more
             self._send_error(unique, errno.EINTR if interrupted else errno.EIO, reply=waiting.encode is not None)
         except FuseError as error:
             self._send_error(unique, error.errno, reply=waiting.encode is not None)
@@ -354,7 +339,7 @@ class Session(Notifications):
         """Log the exception that is being handled, and answer EIO."""
         self._bugs += 1
         log.exception(  # noqa: LOG004  # called while an exception is handled
-            "%s (unique %d) failed with what is no FuseError; the program is told EIO", _name(opcode), unique
+            "%s (unique %d) failed with what is no FuseError; the program is told EIO", operation_name(opcode), unique
         )
         self._send_error(unique, errno.EIO, reply=reply and unique != 0)
 
@@ -362,22 +347,20 @@ class Session(Notifications):
 
     def backing_open(self, fd: int) -> int:
         """Register open file `fd` for passthrough and return its id; `fd` may be closed then. OSError as the kernel says (EPERM: not root)."""
-        return int(
-            fcntl.ioctl(self.fd, c.IOC_BACKING_OPEN, bytearray(struct.pack("=iI8x", fd, 0)), True)
-        )  # True: gives the return value
+        return device.backing_open(self.fd, fd)
 
     def backing_close(self, backing_id: int) -> None:
         """Forget a registered file; opens that use it go on."""
-        fcntl.ioctl(self.fd, c.IOC_BACKING_CLOSE, struct.pack("=I", backing_id))
+        device.backing_close(self.fd, backing_id)
 
     def clone(self) -> int:
         """Return a further descriptor of this mount, to be read by another process; each request goes to one of them."""
-        return clone(self.fd)
+        return device.clone(self.fd)
 
     def statistics(self) -> Statistics:
         """Return what happened so far."""
         return Statistics(
-            requests={_name(op): count for op, count in sorted(self._requests.items())},
+            requests={operation_name(op): count for op, count in sorted(self._requests.items())},
             errors={errno.errorcode.get(number, str(number)): count for number, count in sorted(self._errors.items())},
             bugs=self._bugs,
             outstanding=len(self._waiting) - len(self._lock_waits),
@@ -387,21 +370,3 @@ class Session(Notifications):
             buffers_made=self._pool.made,
             notifications=self._notifier.sent,
         )
-
-
-def clone(fd: int) -> int:
-    """Return a new descriptor of the FUSE connection behind `fd`. It must be answered on the descriptor that a request was read from."""
-    new = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        fcntl.ioctl(new, c.IOC_CLONE, struct.pack("=I", fd))
-    except OSError:
-        os.close(new)
-        raise
-    return new
-
-
-def _name(opcode: int) -> str:
-    try:
-        return Op(opcode).name
-    except ValueError:
-        return f"operation {opcode}"

@@ -10,7 +10,7 @@ from xtreemos.xtreemfs.fuse import syscalls
 from xtreemos.xtreemfs.fuse.driver import Session
 from xtreemos.xtreemfs.fuse.errors import MountFailed
 from xtreemos.xtreemfs.fuse.handlers import Handlers
-from xtreemos.xtreemfs.fuse.model import MountOptions
+from xtreemos.xtreemfs.fuse.options import MountOptions
 
 log = logging.getLogger(__name__)
 

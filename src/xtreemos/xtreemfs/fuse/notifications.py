@@ -12,6 +12,7 @@ from xtreemos.xtreemfs.fuse import replies
 from xtreemos.xtreemfs.fuse.constants import EXPIRE_ONLY, NOTIFY_MINOR, InitFlag, Notify
 from xtreemos.xtreemfs.fuse.errors import NotifyFailed, SessionEnded
 from xtreemos.xtreemfs.fuse.notify import Notifier
+from xtreemos.xtreemfs.fuse.options import Negotiated
 
 ATTRIBUTES_ONLY = -1  # as `offset` of invalidate_inode
 U64_MASK = (1 << 64) - 1
@@ -61,12 +62,12 @@ class Notifications:
 
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier
-        self._negotiated: m.Negotiated | None = None
+        self._negotiated: Negotiated | None = None
         self._numbers = itertools.count(1)
         self._retrieving: dict[int, asyncio.Future[bytes]] = {}
 
     @property
-    def negotiated(self) -> m.Negotiated:
+    def negotiated(self) -> Negotiated:
         """What was agreed on. Raises SessionEnded before that."""
         if self._negotiated is None:
             raise SessionEnded("the kernel has not opened this file system yet")

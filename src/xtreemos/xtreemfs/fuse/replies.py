@@ -14,6 +14,7 @@ from typing import Any
 from xtreemos.xtreemfs.fuse import model as m
 from xtreemos.xtreemfs.fuse.constants import HEADER_OUT_BYTES, MAJOR, MINOR_MAX, MINOR_MIN, PAGE_BYTES, InitFlag, Notify, Op
 from xtreemos.xtreemfs.fuse.errors import FuseError, ProtocolError
+from xtreemos.xtreemfs.fuse.options import MountOptions, Negotiated
 
 NS = 1_000_000_000
 HEADER_OUT = Struct("=IiQ")  # length, error or notification code, unique
@@ -254,7 +255,7 @@ class Listing:
 NO_ENTRY = bytes(ENTRY.size)  # for `add_plus`: the name alone
 
 
-def negotiate(init: m.Init, options: m.MountOptions) -> tuple[m.Negotiated | None, bytes]:
+def negotiate(init: m.Init, options: MountOptions) -> tuple[Negotiated | None, bytes]:
     """Decide what to agree on; return it and the body of the reply. None: a newer major, the kernel will ask again.
 
     Raises:
@@ -270,7 +271,7 @@ def negotiate(init: m.Init, options: m.MountOptions) -> tuple[m.Negotiated | Non
     if flags >> 32:
         flags |= InitFlag.INIT_EXT
     minor = min(init.minor, MINOR_MAX)
-    agreed = m.Negotiated(minor, flags, options.max_write_bytes, min(init.max_readahead, options.max_readahead_bytes))
+    agreed = Negotiated(minor, flags, options.max_write_bytes, min(init.max_readahead, options.max_readahead_bytes))
     body = INIT.pack(
         MAJOR, minor, agreed.max_readahead, flags & 0xFFFFFFFF, options.max_background, options.congestion_threshold,
         options.max_write_bytes, options.time_granularity_ns, options.max_write_bytes // PAGE_BYTES, 0, flags >> 32,

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from xtreemos.xtreemfs.fuse.errors import MountFailed
-from xtreemos.xtreemfs.fuse.model import MountOptions
+from xtreemos.xtreemfs.fuse.options import MountOptions
 
 DEVICE = "/dev/fuse"
 FUSERMOUNT_TIMEOUT_S = 30.0
