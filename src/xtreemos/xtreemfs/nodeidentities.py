@@ -1,0 +1,101 @@
+"""What the mount process of a grid node knows of people: local uids from the node's snapshot of the VO's members, and their tickets.
+
+The snapshot is what xosd writes for `userdb` (RUN/userdb.json), so names and numbers are those that programs see. Tickets are kept
+in memory and in a root-only folder of the run directory: a restarted mount process goes on for everybody who works here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from xtreemos.errors import XosError
+from xtreemos.foundation.files import write_atomically
+from xtreemos.names import check_user
+from xtreemos.xtreemfs.model import NOBODY
+from xtreemos.xtreemfs.ticket import Ticket, peek_ticket
+
+log = logging.getLogger(__name__)
+
+USER_TICKETS_MAX = 64  # of one user at a time: the log-in's, and those of detached jobs
+
+
+class NodeIdentities:
+    """The `Identities` of a grid node (see `client.actors`). `clock` gives seconds since 1970."""
+
+    plain = False
+
+    def __init__(self, snapshot: Path, folder: Path, *, vo: str, clock: Callable[[], float] = time.time) -> None:
+        self._snapshot = snapshot
+        self._folder = folder
+        self._vo = vo
+        self._clock = clock
+        self._seen_ns = 0
+        self._uids: dict[str, int] = {}
+        self._users: dict[int, str] = {}
+        self._tickets: dict[str, list[tuple[Ticket, bytes]]] = {}
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._load()
+
+    def delegate(self, record: bytes) -> str:
+        """Take a ticket that xosd has got from its user; return whose it is. The MRC judges it. TicketRefused if it is none."""
+        ticket = peek_ticket(record)
+        check_user(ticket.user)
+        self._add(ticket, record)
+        held = self._tickets[ticket.user]
+        write_atomically(self._folder / ticket.user, b"".join(len(row).to_bytes(4, "big") + row for _ticket, row in held))
+        return ticket.user
+
+    def _add(self, ticket: Ticket, record: bytes) -> None:
+        """Keep the newest of the log-in and one a job, the longest-lived last; those that are over go."""
+        now = self._clock()
+        rows = [row for row in self._tickets.get(ticket.user, []) if row[0].job != ticket.job and row[0].expires_at > now]
+        rows = sorted([*rows, (ticket, record)], key=lambda row: (not row[0].job, row[0].expires_at))
+        self._tickets[ticket.user] = rows[-USER_TICKETS_MAX:]
+
+    def _load(self) -> None:
+        for path in self._folder.iterdir():
+            data = path.read_bytes()
+            while data:
+                size = int.from_bytes(data[:4], "big")
+                record, data = data[4 : 4 + size], data[4 + size :]
+                try:
+                    self._add(peek_ticket(record), record)
+                except XosError as error:
+                    log.warning("the ticket in %s is dropped: %s", path, error)
+
+    async def ticket(self, uid: int) -> bytes:
+        """Return the ticket of who works here as `uid`: the log-in's if there is one, else a job's; b"" if there is none."""
+        user = self.name_of("u", uid)
+        now = self._clock()
+        rows = [row for row in self._tickets.get(user or "", []) if row[0].expires_at > now]
+        return rows[-1][1] if rows else b""
+
+    def local_id(self, kind: Literal["u", "g"], name: str) -> int:  # noqa: ARG002  # a user's own group has the user's number
+        """Return the uid (or own group) of a member on this node, NOBODY if there is none."""
+        if name not in self._uids:
+            self._look()
+        return self._uids.get(name, NOBODY)
+
+    def name_of(self, kind: Literal["u", "g"], number: int) -> str | None:  # noqa: ARG002
+        """Return whose uid (or own group) a number is in this VO, None if nobody's."""
+        if number not in self._users:
+            self._look()
+        return self._users.get(number)
+
+    def _look(self) -> None:
+        """Read the snapshot again if it is a new one."""
+        try:
+            changed_ns = self._snapshot.stat().st_mtime_ns
+        except FileNotFoundError:
+            return
+        if changed_ns == self._seen_ns:
+            return
+        rows = [row for row in json.loads(self._snapshot.read_text())["users"] if row["vo"] == self._vo]
+        self._uids = {row["user"]: row["uid"] for row in rows}
+        self._users = {row["uid"]: row["user"] for row in rows}
+        self._seen_ns = changed_ns
