@@ -12,7 +12,8 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from xtreemos.foundation.sandbox import SandboxSpec
 from xtreemos.foundation.tools import native
 from xtreemos.names import unix_name
 from xtreemos.node import jobfolders
-from xtreemos.node.running import Running, meta_of, running_of, split_key
+from xtreemos.node.running import SANDBOX, Running, meta_of, running_of, split_key
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +135,8 @@ class LocalJobs:
         self._changed = asyncio.Condition()
         self._alive = asyncio.Event()
         self._finishing: set[asyncio.Task[None]] = set()
+        self._forgotten: list[str] = []
+        self._forgetting: asyncio.Task[None] | None = None
         self._void: deque[tuple[str, str, str, int, int]] = deque(maxlen=VOID_MAX)
 
     async def wait_life(self) -> None:
@@ -181,7 +184,7 @@ class LocalJobs:
             elif known_here.state == "starting" and known_here.started.is_set():  # its start was not answered
                 known_here.state = str(row["state"])
         for running in [one for one in self.live.values() if one.started.is_set() and split_key(one.key) not in known]:
-            self._let_go(running)
+            self.let_go(running)
         if self.on_jobd is not None:
             await self.on_jobd({key: row.get("started_at") for key, row in known.items()}, life)
         self._alive.set()
@@ -203,7 +206,7 @@ class LocalJobs:
         running = self.live.get(key)
         return running is not None and not running.started.is_set()
 
-    def _let_go(self, running: Running) -> None:
+    def let_go(self, running: Running) -> None:
         """Jobd does not know it any more: it occupies nothing."""
         self.live.pop(running.key, None)
         self._free_net(running)
@@ -219,16 +222,33 @@ class LocalJobs:
             return
         state = str(body.get("state", running.state))
         if body.get("exit") is not None and running.exit is None:
-            await self._ended(running, body["exit"])
+            running.exit = body["exit"]
+            self._spawn(self._end_at_once(running, body["exit"]), f"end {running.key}")  # ends that come together share a commit
         elif state in ("running", "stopped"):
             running.state = state
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
+        return task
+
+    async def _end_at_once(self, running: Running, record: dict[str, Any]) -> None:
+        try:
+            await self._ended(running, record)
+        except XosError as error:
+            log.warning("the end of %s could not be noted: %s; asking jobd again", running.key, error)
+            running.exit = None
+            await self.tell_jobd_again()
 
     async def _ended(self, running: Running, record: dict[str, Any]) -> None:
         running.exit = record
         running.state = "exited"
         running.left_at = time.monotonic()
         cause = Cause.LOST if record.get("reason") == REASON_JOBD else Cause.EXITED
-        if running.detached and self.on_detached_ended is not None:
+        if running.attempt == SANDBOX:
+            pass  # no attempt of a job: the store does not know it
+        elif running.detached and self.on_detached_ended is not None:
             await self.on_detached_ended(running.job, running.attempt, record, cause)
         else:
             end = Ended(running.job, running.attempt, cause, record.get("reason") or "", record)
@@ -245,10 +265,20 @@ class LocalJobs:
     async def forget(self, running: Running) -> None:
         """Let go of an ended attempt: jobd drops its streams, its folder goes."""
         self.live.pop(running.key, None)
-        with contextlib.suppress(RemoteError):
-            await (await self.jobd()).call("forget", {"job": running.key}, timeout_s=10)
-        if not running.detached:
+        self._forgotten.append(running.key)
+        if self._forgetting is None or self._forgetting.done():
+            self._forgetting = self._spawn(self._forget_all(), "forget")
+        await asyncio.shield(self._forgetting)
+        if not running.detached or running.attempt == SANDBOX:
             await asyncio.to_thread(jobfolders.remove, self.paths.jobs, [running.key])
+        running.gone.set()
+
+    async def _forget_all(self) -> None:
+        """Tell jobd of all that is to be forgotten by now, in one call."""
+        while self._forgotten:
+            keys, self._forgotten = self._forgotten, []
+            with contextlib.suppress(RemoteError):
+                await (await self.jobd()).call("forget", {"jobs": keys}, timeout_s=10)
 
     async def sweep(self) -> None:
         """Delete what ended jobs left on the disk when its time is over, for ever."""
@@ -266,15 +296,22 @@ class LocalJobs:
     @property
     def running_count(self) -> int:
         """How many attempts occupy this node."""
-        return sum(1 for one in self.live.values() if one.exit is None)
+        return sum(1 for one in self.live.values() if one.exit is None and one.attempt != SANDBOX)
 
     @property
     def free(self) -> int:
         """How many more it would take."""
         return max(0, self.slots - self.running_count)
 
+    def slots_left(self, vo: str) -> int:
+        """How many detached jobs of `vo` may run at once now: the slots that nothing else occupies."""
+        others = sum(
+            1 for one in self.live.values() if one.exit is None and one.attempt != SANDBOX and not (one.detached and one.vo == vo)
+        )
+        return max(0, self.slots - others)
+
     def refusal(self, spec: JobSpec) -> XosError | None:
-        """Tell why this node does not take `spec` now, or None."""
+        """Tell why this node does not take `spec` now, or None. A detached one may wait here for room: that is not asked then."""
         try:
             self._admit(spec)
         except XosError as error:
@@ -294,7 +331,7 @@ class LocalJobs:
                 f"node {self.node} has {int(facts['memory']) >> 20} MiB of memory, {spec.memory_bytes >> 20} are wanted"
             )
         self.allowed(spec)
-        if self.free <= 0:
+        if self.free <= 0 and not spec.detached:
             raise NodeFull(f"node {self.node} is full ({self.slots} jobs)", "wait, or ask for another node")
 
     async def make_void(self, vo: str, user: str, job: str, attempt: int, trial: int) -> None:
@@ -372,6 +409,16 @@ class LocalJobs:
             self.store.hand_over([(offer.job, offer.attempt)], self.life)
         return answer
 
+    def enter(self, spec: JobSpec, *, attempt: int, sid: str, array: str = "") -> Running:
+        """Count an attempt as live from now on; `let_go` if it does not start. Raises NoSuchJob: its name is in use."""
+        self._check_free(spec, attempt)
+        running = Running(
+            spec.job, attempt, spec.user, spec.vo, sid, command_line(spec), spec.retry > 0, spec.detached, spec.tty is not None, time.time(),
+            state="starting", array=array,
+        )  # fmt: skip
+        self.live[running.key] = running
+        return running
+
     async def start(
         self,
         spec: JobSpec,
@@ -382,14 +429,9 @@ class LocalJobs:
         fds: tuple[int, ...] = (),
         netns: str | None = None,
     ) -> Running:
-        """Make the sandbox and hand the recorded attempt to jobd."""
-        self._check_free(spec, attempt)
+        """Make the sandbox and hand the recorded attempt to jobd. `stdio` "tasks" makes the sandbox of an array (see `arrays`)."""
+        running = self.enter(spec, attempt=attempt, sid=sid)
         uid = self.accounts.uid_for(spec.user, spec.vo)
-        running = Running(
-            spec.job, attempt, spec.user, spec.vo, sid, command_line(spec), spec.retry > 0, spec.detached, spec.tty is not None, time.time(),
-            state="starting",
-        )  # fmt: skip
-        self.live[running.key] = running
         try:
             home = await self.home(spec.user, spec.vo, uid)
             running.netns = None if netns else await self.take_net(spec.vo)
@@ -397,13 +439,13 @@ class LocalJobs:
             await self._hand_over(running, params, fds)
         except RemoteError as error:
             if error.code == "job-exists" and spec.detached:
-                return await self._adopt(running)
-            self._let_go(running)
+                return await self.adopt(running)
+            self.let_go(running)
             raise
         except StartUnknown:
             raise  # the next look at jobd tells; until then it counts as running
         except BaseException:
-            self._let_go(running)
+            self.let_go(running)
             raise
         finally:
             running.started.set()
@@ -444,7 +486,7 @@ class LocalJobs:
             await asyncio.sleep(FIND_OUT_EVERY_S)
         raise StartUnknown(f"jobd of node {self.node} went away while it started job {running.job}", "see `xos ps`")
 
-    async def _adopt(self, asked: Running) -> Running:
+    async def adopt(self, asked: Running) -> Running:
         """An earlier daemon's last word reached jobd after we had looked: follow what runs, also if it has ended by now."""
         self._free_net(asked)
         rows = await (await self.jobd()).call("list", timeout_s=10)
@@ -463,7 +505,9 @@ class LocalJobs:
         folder = self.paths.jobs / running.key
         (folder / "spool").mkdir(parents=True, exist_ok=True, mode=0o700)
         group = cgroup_path(self.cgroups.tag, running.key)
-        bundle = sandbox.write_bundle(folder, self._sandbox(spec, uid, home, folder, group, netns, fds))
+        tasks = stdio == "tasks"
+        described = self._sandbox(spec, uid, home, folder, group, netns, fds)
+        bundle = sandbox.write_bundle(folder, replace(described, serves_tasks=tasks) if tasks else described)
         return {
             "job": running.key,
             "bundle": str(bundle),
@@ -472,7 +516,7 @@ class LocalJobs:
             "stderr_apart": spec.stderr_apart,
             "rows": spec.tty.rows if spec.tty else 24,
             "cols": spec.tty.cols if spec.tty else 80,
-            **({"spool_dir": str(folder / "spool"), "spool_bytes_max": SPOOL_BYTES_MAX} if spec.detached else {}),
+            **({"spool_dir": str(folder / "spool"), "spool_bytes_max": SPOOL_BYTES_MAX} if spec.detached and not tasks else {}),
             "wall_s": spec.wall_s,
             "cgroup": {"cpus": spec.cpus, "memory_bytes": spec.memory_bytes, "pids_max": PIDS_MAX},
             "meta": meta_of(running),
@@ -519,7 +563,11 @@ class LocalJobs:
 
     def find(self, job: str, vo: str, user: str | None, attempt: int | None = None) -> Running:
         """Return a live (or just ended) attempt of `user` (None: anybody's) in `vo`; raises NoSuchJob."""
-        found = [one for one in self.live.values() if one.job == job and one.vo == vo and attempt in (None, one.attempt)]
+        found = [
+            one
+            for one in self.live.values()
+            if one.job == job and one.vo == vo and attempt in (None, one.attempt) and one.attempt != SANDBOX
+        ]
         if not found or (user is not None and found[-1].user != user):
             raise NoSuchJob(f"node {self.node} runs no job {job} of yours", "see `xos ps`")
         return found[-1]

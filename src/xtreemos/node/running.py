@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+SANDBOX = 0  # attempts of jobs count from 1
+
 
 @dataclass(slots=True)
 class Running:
@@ -28,7 +30,11 @@ class Running:
     attached: int = 0
     left_at: float = field(default_factory=time.monotonic)
     exit: dict[str, Any] | None = None
+    array: str = ""
+    """Of a task that shares its array's sandbox: the array's id; that sandbox is attempt SANDBOX of it."""
     started: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """It has ended and jobd has forgotten it: its name and folder are free."""
 
     @property
     def key(self) -> str:
@@ -47,6 +53,7 @@ def meta_of(running: Running) -> dict[str, Any]:
     return {
         "user": running.user, "vo": running.vo, "sid": running.sid, "name": running.name, "leased": running.leased,
         "detached": running.detached, "tty": running.tty, "started_at": running.started_at, "netns": running.netns,
+        "array": running.array,
     }  # fmt: skip
 
 
@@ -66,6 +73,7 @@ def running_of(row: dict[str, Any], job: str, attempt: int, adopt_net: Callable[
         started_at=float(meta.get("started_at") or 0),
         state=str(row.get("state", "running")),
         netns=adopt_net(meta.get("netns")),
+        array=str(meta.get("array", "")),
     )
     found.started.set()
     return found

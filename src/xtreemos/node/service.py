@@ -20,7 +20,7 @@ from xtreemos.fabric.rpc import Handler, ServerCall
 from xtreemos.foundation.frames import CHUNK_BYTES, WINDOW_BYTES, Kind
 from xtreemos.node.deposits import Deposits
 from xtreemos.node.jobs import LocalJobs, NoSuchJob
-from xtreemos.node.running import Running
+from xtreemos.node.running import SANDBOX, Running
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class JobService:
         rows = [
             self.jobs.usage(one)
             for one in self.jobs.live.values()
-            if one.vo == call.caller.vo and (everybody or one.user == call.caller.name)
+            if one.vo == call.caller.vo and (everybody or one.user == call.caller.name) and one.attempt != SANDBOX
         ]
         return {"jobs": rows}
 

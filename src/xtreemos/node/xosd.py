@@ -43,6 +43,7 @@ from xtreemos.foundation.paths import NATS_PORT, RPC_PORT, NodePaths
 from xtreemos.foundation.sandbox import Bind
 from xtreemos.node import growing, joining, start
 from xtreemos.node.admin import Admin
+from xtreemos.node.arrays import Arrays, may_share
 from xtreemos.node.config import NodeConfig, load_node, save_node
 from xtreemos.node.deposits import Deposits
 from xtreemos.node.dirservice import DirService
@@ -99,6 +100,7 @@ class Xosd:
             give_net=self._give_net,
             allowed=self._allowed,
         )
+        self.arrays = Arrays(self.jobs)
         self.deposits = Deposits()
         self.service = JobService(self.jobs, self.deposits)
         self.ssh = SshDoors(self.paths, self.config.name, self._take_net, self._give_net)
@@ -196,6 +198,7 @@ class Xosd:
         self.spawn(self.jobs.follow(), "follow jobd")
         self.spawn(self.jobs.reap_orphans(), "orphans")
         self.spawn(self.jobs.sweep(), "sweep")
+        self.spawn(self.arrays.tidy(), "sandboxes of arrays")
 
     async def _grow(self, grid_file: GridFile, plan: growing.Plan) -> None:
         """Carry out the plan to become three before anything is served."""
@@ -316,7 +319,9 @@ class Xosd:
             admit=self._admit_detached,
             launch=self._launch_detached,
             signal=functools.partial(self._signal_detached, runtime.vo),
-            capacity=lambda: Capacity(self.slots, float(self._facts["cpus"]) * SLOTS_PER_CPU, int(self._facts["memory"])),
+            capacity=lambda: Capacity(
+                self.jobs.slots_left(runtime.vo), float(self._facts["cpus"]) * SLOTS_PER_CPU, int(self._facts["memory"])
+            ),
             facts=lambda: (int(self._live_facts[0]), dict(self.facts())),
             draining=lambda: self.draining,
             clock_s=lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
@@ -345,7 +350,11 @@ class Xosd:
         if submission.spec.files and self.config.files == "grid":
             await self.files.keep(submission.spec.vo, submission.spec.files)
         try:
-            running = await self.jobs.start(submission.spec, attempt=attempt, sid=submission.caller.sid)
+            spec, sid = submission.spec, submission.caller.sid
+            if submission.array and may_share(spec):
+                running = await self.arrays.launch(spec, submission.array, attempt=attempt, sid=sid)
+            else:
+                running = await self.jobs.start(spec, attempt=attempt, sid=sid)
         except RemoteError as error:
             if error.code == "job-exists":
                 return time.time()

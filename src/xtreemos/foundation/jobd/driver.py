@@ -238,20 +238,16 @@ class Jobd:
 
     def _forget(self, connection: Connection, frame: Frame, params: Any) -> None:
         names = params.get("jobs") if isinstance(params, dict) else None
-        for name in names if isinstance(names, list) else ():  # many at once: those that are not known are forgotten already
-            self._forget_one({"job": name}, known=isinstance(name, str) and name in self._jobs)
-        if names is None:
-            self._forget_one(params, known=True)
+        if isinstance(names, list):  # many at once: those that run stay, those that are not known are forgotten already
+            for name in [name for name in names if isinstance(name, str) and name in self._jobs and self._jobs[name].ended]:
+                self._jobs.pop(name).forget()
+        else:
+            job = self._find(params)
+            if not job.ended:
+                raise JobRuns(f"job {params['job']} has not ended", "signal it first")
+            job.forget()
+            del self._jobs[params["job"]]
         connection.send(Kind.RESULT, frame.channel, {})
-
-    def _forget_one(self, params: Any, *, known: bool) -> None:
-        if not known:
-            return
-        job = self._find(params)
-        if not job.ended:
-            raise JobRuns(f"job {params['job']} has not ended", "signal it first")
-        job.forget()
-        del self._jobs[params["job"]]
 
     def _announce(self, job: Job | Task) -> None:
         row = job.describe()

@@ -289,7 +289,9 @@ class Job:
             self._loop.call_later(REMOVE_RETRY_S, self._remove_group)  # the kernel is still burying its last process
 
     def signal(self, number: int) -> None:
-        """Send a signal to the whole tree but init."""
+        """Send a signal to the whole tree but init; KILL ends the container of an array, which without tasks is init alone."""
+        if self.tasks and number == signals.SIGKILL:
+            self.tasks.close()
         self._each_process(lambda pid: os.kill(pid, number))
 
     def renice(self, nice: int) -> None:
