@@ -17,9 +17,9 @@ class Command(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Create(Command, frozen=True, array_like=True, tag=1):
-    """Make an inode of the type in `mode` and give it a name (or none: `anonymous`, pinned by `session`).
+    """Make an inode of the type in `mode` and give it a name (or none: `anonymous`).
 
-    `session` of a regular file gets a WRITE lease with it. A name that is there is EEXIST.
+    `session` gets a WRITE lease of `epoch` with a regular file. A name that is there is EEXIST.
     """
 
     cred: Cred
@@ -32,6 +32,7 @@ class Create(Command, frozen=True, array_like=True, tag=1):
     link: bytes = b""
     layout: Layout | None = None
     session: str = ""
+    epoch: int = 0
     anonymous: bool = False
 
 
@@ -46,7 +47,7 @@ class Link(Command, frozen=True, array_like=True, tag=2):
 
 
 class Unlink(Command, frozen=True, array_like=True, tag=3):
-    """Take a name away. `ino`: what it stood for when its holders were asked (0: nothing was); `pins`: sessions that have it open."""
+    """Take a name away. `ino`: what it stood for when its holders were asked (0: nobody was); `keep`: somebody has it open."""
 
     cred: Cred
     dir: int
@@ -54,11 +55,11 @@ class Unlink(Command, frozen=True, array_like=True, tag=3):
     now_ns: int
     directory: bool = False
     ino: int = 0
-    pins: tuple[str, ...] = ()
+    keep: bool = False
 
 
 class Rename(Command, frozen=True, array_like=True, tag=4):
-    """As renameat2. `ino`, `new_ino`: what the names stood for when holders were asked; `pins`: of what is replaced."""
+    """As renameat2. `ino`, `new_ino`: what the names stood for when holders were asked; `keep`: somebody has open what is replaced."""
 
     cred: Cred
     dir: int
@@ -69,7 +70,7 @@ class Rename(Command, frozen=True, array_like=True, tag=4):
     now_ns: int
     ino: int = 0
     new_ino: int = 0
-    pins: tuple[str, ...] = ()
+    keep: bool = False
 
 
 class SetAttr(Command, frozen=True, array_like=True, tag=5):
@@ -121,25 +122,18 @@ class RemoveXattr(Command, frozen=True, array_like=True, tag=8):
     now_ns: int
 
 
-class Pin(Command, frozen=True, array_like=True, tag=9):
-    """A session has an inode open that has no name any more."""
+class Free(Command, frozen=True, array_like=True, tag=9):
+    """Nobody has these any more: those among them that have no name are deleted."""
 
-    session: str
-    ino: int
-
-
-class Unpin(Command, frozen=True, array_like=True, tag=10):
-    """It has it no more; the last pin's end is the inode's."""
-
-    session: str
-    ino: int
+    inos: tuple[int, ...]
 
 
 class Writer(Command, frozen=True, array_like=True, tag=11):
-    """A WRITE lease on a file begins."""
+    """A WRITE lease on a file begins, or (`client` "") its holder was evicted and the file is fenced with `epoch`."""
 
-    session: str
+    client: str
     ino: int
+    epoch: int
 
 
 class OpenSession(Command, frozen=True, array_like=True, tag=12):
@@ -151,7 +145,7 @@ class OpenSession(Command, frozen=True, array_like=True, tag=12):
 
 
 class CloseSession(Command, frozen=True, array_like=True, tag=13):
-    """A client's session has ended: its pins end."""
+    """Nothing is left of a client's session."""
 
     client: str
 
@@ -215,7 +209,7 @@ class SetQuota(Command, frozen=True, array_like=True, tag=21):
 
 
 AnyCommand = (
-    Create | Link | Unlink | Rename | SetAttr | Update | SetXattr | RemoveXattr | Pin | Unpin | Writer | OpenSession | CloseSession
+    Create | Link | Unlink | Rename | SetAttr | Update | SetXattr | RemoveXattr | Free | Writer | OpenSession | CloseSession
     | Epochs | Principals | MakeVolume | VolumeTold | RemoveVolume | Purge | Deleted | SetQuota
 )  # fmt: skip
 

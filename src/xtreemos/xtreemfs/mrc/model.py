@@ -128,6 +128,13 @@ class Cold(msgspec.Struct, frozen=True, array_like=True):
     link: bytes = b""
 
 
+class Writer(msgspec.Struct, frozen=True, array_like=True):
+    """A WRITE lease whose end is not noted yet. `client` is "" when it was evicted: the file is being fenced with `epoch`."""
+
+    client: str
+    epoch: int
+
+
 class Session(msgspec.Struct, frozen=True, array_like=True):
     """A client that was heard of: its node ("" on a server without TLS) and when it came, seconds since 1970."""
 

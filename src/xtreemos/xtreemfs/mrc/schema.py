@@ -10,10 +10,8 @@ that begins with an inode number lists one volume in one range. Values are Messa
 | `d` | dir 8, name | ino 8, type 1, cookie 8 (raw) | lookup: one read |
 | `c` | dir 8, cookie 8 | ino 8, type 1, name (raw) | listing in the order names came: stable under changes, resumable at any cookie |
 | `x` | ino 8, name | value (raw) | one row per xattr; ACLs are not here but in the inode |
-| `o` | ino 8 | "" | an inode without a name that somebody still has pinned |
-| `p` | ino 8, session | "" | who pins it |
-| `P` | session, 0, ino 8 | "" | the same, so that a session's end finds its pins |
-| `w` | ino 8 | session | a WRITE lease was given and no size came back: if that session dies, the size is asked from the OSDs |
+| `o` | ino 8 | "" | an inode without a name that somebody has open (who: the lease table knows, from the clients) |
+| `w` | ino 8 | `Writer` | a WRITE lease was given and no size came back: if that client dies, the size is asked from the OSDs |
 | `g` | ino 8 | list of OSD names | a file that is gone, whose OSDs have not all answered its deletion |
 | `v` | id 4 | `Volume` | |
 | `V` | name | id 4 (raw) | names are unique among volumes that are not gone |
@@ -37,21 +35,10 @@ from xtreemos.xtreemfs.mrc.model import Name
 FORMAT: Final = b"xos-mrc-1"
 KEY_BYTES_MAX: Final = 511  # LMDB's
 
-INODE, COLD, NAME, COOKIE, XATTR, ORPHAN, PIN, SESSION_PIN, WRITER, GARBAGE = (
-    b"i",
-    b"l",
-    b"d",
-    b"c",
-    b"x",
-    b"o",
-    b"p",
-    b"P",
-    b"w",
-    b"g",
-)
+INODE, COLD, NAME, COOKIE, XATTR, ORPHAN, WRITER, GARBAGE = b"i", b"l", b"d", b"c", b"x", b"o", b"w", b"g"
 VOLUME, VOLUME_NAME, COUNTER, USAGE, LIMIT, PRINCIPAL, NUMBER, SESSION = b"v", b"V", b"k", b"u", b"q", b"n", b"N", b"s"
 SEQ, EPOCH, FORMAT_KEY = b"mseq", b"mepoch", b"mformat"
-BY_INO: Final = (INODE, COLD, NAME, COOKIE, XATTR, ORPHAN, PIN, WRITER)
+BY_INO: Final = (INODE, COLD, NAME, COOKIE, XATTR, ORPHAN, WRITER)
 """Tables whose key begins with an inode number (garbage not: it outlives its volume)."""
 
 _U64 = struct.Struct(">Q")
@@ -124,16 +111,6 @@ def to_entry(value: bytes) -> tuple[int, int, bytes]:
 def xattr_key(ino: int, name: bytes) -> bytes:
     """Key of one xattr."""
     return XATTR + pack64(ino) + name
-
-
-def pin_key(ino: int, session: str) -> bytes:
-    """Key of a pin, by inode."""
-    return PIN + pack64(ino) + session.encode()
-
-
-def session_pin_key(session: str, ino: int) -> bytes:
-    """Key of a pin, by session."""
-    return SESSION_PIN + session.encode() + b"\0" + pack64(ino)
 
 
 def usage_key(volume: int, owner: int | None, table: bytes = USAGE) -> bytes:

@@ -16,7 +16,7 @@ from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.model import NUMBER_BITS, Layout, make_ino
 from xtreemos.xtreemfs.mrc import schema
 from xtreemos.xtreemfs.mrc.kv import Kv
-from xtreemos.xtreemfs.mrc.model import HAS_XATTRS, TYPE_SHIFT, Cold, Inode, Name, Session, Usage, Volume
+from xtreemos.xtreemfs.mrc.model import HAS_XATTRS, TYPE_SHIFT, Cold, Inode, Name, Session, Usage, Volume, Writer
 
 T = TypeVar("T")
 SCAN_ROWS: Final = 1024
@@ -27,6 +27,7 @@ _to_cold: Final = msgspec.msgpack.Decoder(Cold).decode
 _to_volume: Final = msgspec.msgpack.Decoder(Volume).decode
 _to_usage: Final = msgspec.msgpack.Decoder(Usage).decode
 _to_session: Final = msgspec.msgpack.Decoder(Session).decode
+_to_writer: Final = msgspec.msgpack.Decoder(Writer).decode
 _to_osds: Final = msgspec.msgpack.Decoder(tuple[str, ...]).decode
 _NOTHING: Final = Usage()
 
@@ -184,36 +185,17 @@ class State:
                 return
             start = rows[-1][0] + b"\0"
 
-    def pins(self, ino: int) -> list[str]:
-        """Return the sessions that have pinned an inode without a name."""
-        return [key[9:].decode() for key, _value in self.scan_all(*schema.prefix_range(schema.PIN + schema.pack64(ino)))]
-
-    def pin(self, ino: int, session: str) -> None:
-        """Pin an inode that has no name for a session."""
-        self.kv.put(schema.ORPHAN + schema.pack64(ino), b"")
-        self.kv.put(schema.pin_key(ino, session), b"")
-        self.kv.put(schema.session_pin_key(session, ino), b"")
-
-    def unpin(self, ino: int, session: str) -> bool:
-        """End a session's pin; free the inode if it was the last. Returns whether the inode is gone now."""
-        self.kv.delete(schema.pin_key(ino, session))
-        self.kv.delete(schema.session_pin_key(session, ino))
-        if self.kv.get(schema.ORPHAN + schema.pack64(ino)) is None or self.pins(ino):
-            return False
-        self.kv.delete(schema.ORPHAN + schema.pack64(ino))
-        inode = self.find_inode(ino)
-        if inode is not None and inode.nlink == 0:
+    def leave(self, inode: Inode, *, keep: bool) -> None:
+        """Let go of an inode whose last name went: it lives on (`keep`) while somebody has it open."""
+        if keep:
+            self.put_inode(inode)
+            self.kv.put(schema.ORPHAN + schema.pack64(inode.ino), b"")
+        else:
             self.free(inode)
-        return True
 
-    def leave(self, inode: Inode, pins: tuple[str, ...]) -> None:
-        """Let go of an inode whose last name went: it lives on while somebody has it pinned."""
-        if not pins:
-            self.free(inode)
-            return
-        self.put_inode(inode)
-        for session in pins:
-            self.pin(inode.ino, session)
+    def orphans(self) -> list[int]:
+        """Return all inodes without a name."""
+        return [schema.ino_of(key) for key, _value in self.scan_all(*schema.prefix_range(schema.ORPHAN))]
 
     def free(self, inode: Inode) -> None:
         """Delete an inode, give back its quota, and put its columns on the garbage list."""
@@ -225,6 +207,7 @@ class State:
             for key, _value in list(self.scan_all(*schema.prefix_range(schema.XATTR + schema.pack64(ino)))):
                 self.kv.delete(key)
         self.kv.delete(schema.inode_key(ino))
+        self.kv.delete(schema.ORPHAN + schema.pack64(ino))
         if not inode.is_dir:
             self.kv.delete(schema.COLD + schema.pack64(ino))
         self.charge(inode.volume, inode.uid, -inode.size if inode.is_file else 0, -1)
@@ -283,9 +266,13 @@ class State:
         """Write a session's row."""
         self.kv.put(schema.SESSION + session.client.encode(), _encode(session))
 
-    def writers(self) -> list[tuple[int, str]]:
-        """Return rows (ino, session) of WRITE leases from which no size came back yet."""
-        return [(schema.ino_of(key), value.decode()) for key, value in self.scan_all(*schema.prefix_range(schema.WRITER))]
+    def put_writer(self, ino: int, client: str, epoch: int) -> None:
+        """Note a WRITE lease."""
+        self.kv.put(schema.WRITER + schema.pack64(ino), _encode(Writer(client, epoch)))
+
+    def writers(self) -> list[tuple[int, Writer]]:
+        """Return the WRITE leases from which no size came back yet, by inode."""
+        return [(schema.ino_of(key), _to_writer(value)) for key, value in self.scan_all(*schema.prefix_range(schema.WRITER))]
 
     def number_of(self, kind: str, name: str) -> int | None:
         """Return a principal's number, None if it has none yet."""
