@@ -268,6 +268,101 @@ def test_a_kill_of_a_waiting_job_ends_it_and_of_a_running_one_is_repeated_until_
     assert bench.row(2).outcome is model.Outcome.EXITED
 
 
+def kills_of(sent):
+    return [(k.job, k.attempt, k.signal) for o in orders_of(sent) for k in o.kills]
+
+
+def starting(bench, **fields):
+    """A job whose start is on its way to n1."""
+    bench.beat(slots=2)
+    (orders,) = orders_of(bench.submit(1, **fields))
+    assert [start.job for start in orders.starts] == [job_name(1)]
+
+
+def test_a_placed_job_that_nobody_was_told_to_start_ends_at_once_as_never_started():
+    bench = Bench()
+    starting(bench)
+    assert orders_of(bench.submit(2)) == []  # placed on n1, whose last orders are not answered yet
+    assert bench.row(2).state is State.PLACED
+    result = answer_of(bench.ask("kill", job=job_name(2), signal=15)).result
+    assert (result["outcome"], result["reason"]) == ("killed", "killed before it started")
+    assert [s.job for o in orders_of(accept(bench, "n1", 1)) for s in o.starts] == []
+
+
+def test_a_successor_does_not_take_a_placed_job_for_one_that_was_not_sent():
+    bench = Bench()
+    bench.beat(slots=2)
+    bench.submit(1)
+    bench.machine = bench.make(2, 1)
+    assert answer_of(bench.ask("kill", job=job_name(1), signal=15)).result["outcome"] is None
+    assert bench.row(1).cancelled
+    assert kills_of(bench.beat()) == [(job_name(1), 1, 15)]
+
+
+def test_a_job_whose_start_is_on_its_way_gets_the_gentle_signal_when_it_is_there_and_is_not_killed_for_taking_its_time():
+    bench = Bench()
+    starting(bench, retry=3)
+    assert kills_of(bench.ask("kill", job=job_name(1), signal=15)) == []
+    assert bench.row(1).cancelled
+    assert kills_of(accept(bench, "n1", 1)) == [(job_name(1), 1, 15)]
+    bench.on(Answered("n1", OrdersReply(1, valid=True)))
+    assert bench.row(1).signalled
+    for _ in range(8):
+        bench.wait(1)
+        assert kills_of(bench.beat(live=[(job_name(1), 1, 5.0)])) == []
+    bench.machine = bench.make(2, 1)
+    assert kills_of(bench.beat(live=[(job_name(1), 1, 5.0)])) == []
+    bench.beat(store="s2")  # the node was set up anew: it is not started again
+    assert (bench.row(1).outcome, bench.row(1).attempt) == (model.Outcome.KILLED, 1)
+
+
+def test_a_gentle_signal_that_finds_nothing_is_repeated_and_in_the_end_it_is_a_kill():
+    bench = Bench()
+    starting(bench)
+    bench.ask("kill", job=job_name(1), signal=15)
+    seen = kills_of(bench.on(Answered("n1", None)))
+    for _ in range(8):
+        missed = OrdersReply(1, valid=True, missed=[(job_name(1), 1)])
+        seen += kills_of(bench.on(Answered("n1", missed)) + bench.wait(1) + bench.beat())
+    assert not bench.row(1).signalled
+    signals = [signal for _job, _attempt, signal in seen]
+    assert signals[:3] == [15, 15, 15]
+    assert signals[-2:] == [9, 9]
+    assert sorted(signals, reverse=True) == signals
+    bench.beat(ended=[Ended(job_name(1), 1, Cause.KILLED, "killed before it started")])
+    assert bench.row(1).outcome is model.Outcome.KILLED
+
+
+def test_a_successor_that_does_not_know_whether_the_signal_was_found_kills():
+    bench = Bench()
+    starting(bench)
+    bench.ask("kill", job=job_name(1), signal=15)
+    bench.machine = bench.make(2, 1)
+    assert kills_of(bench.beat()) == [(job_name(1), 1, 9)]
+
+
+def test_a_kill_after_a_gentle_signal_is_a_kill():
+    bench = Bench()
+    starting(bench)
+    bench.ask("kill", job=job_name(1), signal=15)
+    accept(bench, "n1", 1)
+    bench.on(Answered("n1", OrdersReply(1, valid=True)))
+    assert kills_of(bench.ask("kill", job=job_name(1), signal=9)) == [(job_name(1), 1, 9)]
+    assert not bench.row(1).signalled
+    bench.on(Answered("n1", None))
+    assert kills_of(bench.beat(live=[(job_name(1), 1, 5.0)])) == [(job_name(1), 1, 9)]
+
+
+def test_a_job_that_a_node_refuses_after_it_was_called_off_is_not_tried_elsewhere():
+    bench = Bench()
+    bench.beat("n2", slots=0)
+    starting(bench)
+    bench.beat("n2", slots=4)
+    bench.ask("kill", job=job_name(1), signal=15)
+    accept(bench, "n1", 1, said=Said.FULL)
+    assert (bench.row(1).outcome, bench.row(1).reason) == (model.Outcome.KILLED, "killed before it started")
+
+
 def test_other_signals_are_passed_on_once_and_answered_by_the_node():
     bench = Bench()
     bench.beat()
@@ -379,7 +474,7 @@ def test_a_successor_folds_the_same_jobs_at_any_moment(data):
                     )
             case "kill":
                 if count:
-                    bench.ask("kill", job=job_name(data.draw(st.integers(1, count))), signal=9)
+                    bench.ask("kill", job=job_name(data.draw(st.integers(1, count))), signal=data.draw(st.sampled_from([9, 15])))
             case "wait":
                 bench.wait(data.draw(st.sampled_from([0.1, 3, 30])))
             case "takeover":

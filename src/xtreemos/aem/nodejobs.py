@@ -270,9 +270,8 @@ class NodeJobs:
             new = {(o.job, o.attempt) for o in offers} - self._held.keys()
             answers, handed = await self._commit.do(self._accept, offers, new, free)
             self._hold(answers, handed, submissions)
-        for kill in orders.kills:
-            await self._kill(kill)
-        return OrdersReply(orders.fence, valid=True, answers=answers)
+        missed = [(kill.job, kill.attempt) for kill in orders.kills if not await self._kill(kill)]
+        return OrdersReply(orders.fence, valid=True, answers=answers, missed=missed)
 
     async def _offers(self, starts: list[Start], submissions: dict[Key, Submission]) -> list[Offer]:
         """Check starts; tasks of one array carry one record, which is judged once for all of them."""
@@ -333,21 +332,24 @@ class NodeJobs:
             self._contact.save(self._contact_s)
         self._wake_launch.set()
 
-    async def _kill(self, kill: Kill) -> None:
+    async def _kill(self, kill: Kill) -> bool:
+        """Send a signal, or call off what has not started; return whether it found something."""
         key = (kill.job, kill.attempt)
         held = self._held.get(key)
         if held is None and kill.signal != model.SIGKILL:
-            return
+            return False
         if kill.signal == model.SIGKILL or (held and not held.launched and kill.signal in model.ENDING_SIGNALS):
             running = await self._commit.do(self._store.call_off, self._vo, kill.job, kill.attempt, self._hooks.wall_at())
             if not running:
                 self._held.pop(key, None)
                 self.wake()
-                return
+                return True
         try:
             await self._hooks.signal(kill.job, kill.attempt, kill.signal)
         except XosError as error:
             logger.info("signal %d to %s.%d: %s", kill.signal, kill.job, kill.attempt, error)
+            return False
+        return True
 
     # ---- launching
 

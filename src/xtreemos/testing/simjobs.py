@@ -38,6 +38,7 @@ from xtreemos.testing.virtualtime import run_virtual
 
 Key = tuple[str, int]
 JOBS_POOL = 64
+NEVER_STARTED = "killed before it started"
 HEALED_S_MAX = 240.0
 """So long after the last fault everything must have ended."""
 
@@ -170,7 +171,7 @@ class SimNode:
         del submission
 
     async def _launch(self, submission: Submission, attempt: int) -> float:
-        await asyncio.sleep(self.world.rng.uniform(0, 0.02))
+        await asyncio.sleep(self.world.rng.choice([0.0, self.world.rng.uniform(0, 0.02), self.world.rng.uniform(0, 2)]))
         key = (submission.spec.job, attempt)
         if self.port is None or self.port.dead:
             raise XosError("this daemon is dead")
@@ -257,6 +258,8 @@ class Checker:
     exits: dict[Key, dict[str, Any]] = field(default_factory=dict)
     retries: dict[str, int] = field(default_factory=dict)
     acknowledged: dict[str, None] = field(default_factory=dict)
+    called_off: dict[str, int] = field(default_factory=dict)
+    """Jobs whose user was told that they are called off -> their attempt then, the last that may ever start (-1: not even that)."""
 
     def started(self, key: Key, node: str, submission: Submission) -> None:
         job, attempt = key
@@ -304,6 +307,8 @@ class Checker:
 
     def _check_end(self, row: Row) -> None:
         starts = [key for key in self.launched if key[0] == row.job]
+        if row.job in self.called_off and any(attempt > self.called_off[row.job] for _job, attempt in starts):
+            raise Violation(f"{row.job} was started as {starts} although attempt {self.called_off[row.job]} was called off")
         if len(starts) > 1 + row.retry:
             raise Violation(f"{row.job} was started {len(starts)} times with retry {row.retry}")
         if row.outcome is Outcome.EXITED:
@@ -394,11 +399,15 @@ class World:
         except SubmitUnknown:
             return
         self.checker.acknowledged[job] = None
-        if rng.random() < 0.15 and self.plan.retry is None:
-            await asyncio.sleep(rng.uniform(0, 10))
+        if rng.random() < 0.3 and self.plan.retry is None:
+            await asyncio.sleep(rng.choice([0.0, rng.uniform(0, 0.1), rng.uniform(0, 10)]))
             self.tell(f"kill {job}")
             try:
-                await self.client.kill(job, rng.choice([9, 15]))
+                view = await self.client.kill(job, rng.choice([9, 15, 15]))
+                if view["outcome"] == Outcome.KILLED and view["reason"] == NEVER_STARTED and not view["cancelled"]:
+                    self.checker.called_off[job] = -1 if view["attempt"] <= 1 and not view["losses"] else view["attempt"]
+                elif view["cancelled"]:
+                    self.checker.called_off[job] = view["attempt"]
             except XosError as error:
                 self.tell(f"kill {job}: {error}")
 

@@ -315,8 +315,11 @@ class _Leader:
         reply = QueryReply(effect.result)
         try:
             raw = await self._port.request(orders_subject(effect.node), encode(effect.orders), ORDERS_S_MAX)
-            if not decode(raw, OrdersReply).valid:
+            answer = decode(raw, OrdersReply)
+            if not answer.valid:
                 reply = QueryReply(error=TryLater(f"node {effect.node} is just starting", "try again").to_wire())
+            elif answer.missed:
+                reply = QueryReply(error=TryLater("the signal found no process of the job", "see `xos ps -a`: it may have ended").to_wire())
         except (Unreachable, RemoteError, model.BadMessage):
             silent = Unreachable(f"node {effect.node} does not answer; the signal may or may not have arrived", "try again")
             reply = QueryReply(error=silent.to_wire())

@@ -108,6 +108,7 @@ class Machine:
         self._all_waiters: deque[_Waiter] = deque()
         self._woken: list[_Waiter] = []
         self._due: dict[str, None] = {}
+        self._gentle: dict[str, None] = {}  # jobs with `gentle`, perhaps some that have none any more
         self._dirty = True
         self._next_look_s = now_s
         self._live_count = 0
@@ -314,12 +315,13 @@ class Machine:
         for job in node.jobs.values():
             if (job.row.job, job.row.attempt) not in here:
                 job.confirmed = False
-            if job.row.cancelled:
-                node.kills[job.row.job, job.row.attempt] = model.SIGKILL
+            if job.row.cancelled and not job.row.signalled:
+                node.kills[job.row.job, job.row.attempt] = job.gentle or model.SIGKILL
 
     def _on_answered(self, event: Answered) -> None:
         node = self._node(event.node)
         node.in_flight = False
+        asked, node.asked = node.asked, ()
         self._due[node.name] = None
         if event.reply is None or not event.reply.valid:
             if event.reply is not None and event.reply.fence > self.epoch:
@@ -327,6 +329,11 @@ class Machine:
             return
         for answer in event.reply.answers:
             self._on_answer(node, answer)
+        for key in asked:
+            job = self._current(node, *key)
+            if job is not None and job.gentle and key not in event.reply.missed:
+                job.gentle, job.confirmed = 0, True
+                self._write(job, signalled=True)
 
     def _on_answer(self, node: NodeView, answer: Answer) -> None:
         job = self._current(node, answer.job, answer.attempt)
@@ -366,6 +373,11 @@ class Machine:
                     self._lose(job, f"node {node.name} died or was cut off")
                 elif not job.row.retry and silent_s >= self._gone_s:
                     self._lose(job, f"node {node.name} has been away for {self._gone_s / 3600:g} h")
+        for job in [self._jobs[name] for name in self._gentle if name in self._jobs]:
+            if not job.gentle or job.row.state is State.ENDED:
+                del self._gentle[job.row.job]
+            elif self._now_s >= job.gentle_until_s:
+                self._cancel(job)
         self._forget_old()
         self._woken.extend(w for w in self._all_waiters if w.until_s <= self._now_s)
 
@@ -379,6 +391,7 @@ class Machine:
         nodes = [node for node in self._nodes.values() if node.is_fresh(self._now_s)]
         for job, node in self._queue.place(lambda job: choose(job, nodes, self._now_s, self._matches)):
             self._write(job, state=State.PLACED, node=node.name, store=node.store, attempt=job.row.attempt + 1, reason="")
+            job.unsent = True
             job.excluded = {name: item for name, item in job.excluded.items() if item[0] > self._now_s}
             node.add(job)
             self._due[node.name] = None
@@ -395,9 +408,10 @@ class Machine:
             if room < 0:
                 self._due[node.name] = None
                 break
-            job.sent_s, before = self._now_s, job.record
+            job.sent_s, job.unsent, before = self._now_s, False, job.record
             starts.append(Start(job.row.job, job.row.attempt, record))
         kills = [Kill(job, attempt, signal) for (job, attempt), signal in node.kills.items()]
+        node.asked = tuple(node.kills)
         node.kills.clear()
         if starts or kills:
             node.in_flight = True
@@ -518,10 +532,12 @@ class Machine:
             raise UsageError(f"{signal!r} is not a signal number")
         if job.row.state is State.ENDED:
             return self.view(job)
-        if job.row.state is State.QUEUED and signal in model.ENDING_SIGNALS:
+        if (job.row.state is State.QUEUED or job.unsent) and signal in model.ENDING_SIGNALS:
             self._end(job, Outcome.KILLED, "killed before it started")
-        elif signal == model.SIGKILL or (not job.confirmed and signal in model.ENDING_SIGNALS):
+        elif signal == model.SIGKILL:
             self._cancel(job)
+        elif not job.confirmed and signal in model.ENDING_SIGNALS:
+            self._cancel_gently(job, signal)
         elif job.row.state is State.QUEUED:
             raise TryLater(f"job {job.row.job} did not start yet, so it cannot be signalled")
         else:
@@ -532,11 +548,27 @@ class Machine:
         return self.view(job)
 
     def _cancel(self, job: Job) -> None:
-        node = self._node(job.row.node)
-        node.kills[job.row.job, job.row.attempt] = model.SIGKILL
-        self._due[node.name] = None
+        """Never start it again, and kill it until it has ended."""
+        job.gentle = 0
+        self._call_off(job, model.SIGKILL)
+
+    def _cancel_gently(self, job: Job, signal: int) -> None:
+        """Call off a job whose start is on its way: nobody can say whether it runs when the signal comes.
+
+        So the signal is sent until the node says that it found the job, or the node called off what it had not started. If that
+        takes GENTLE_S, or this manager ends before it knows, it is SIGKILL, which makes sure that the attempt never starts.
+        """
         if not job.row.cancelled:
-            self._write(job, cancelled=True)
+            job.gentle, job.gentle_until_s = signal, self._now_s + model.GENTLE_S
+            self._gentle[job.row.job] = None
+        self._call_off(job, job.gentle or model.SIGKILL)
+
+    def _call_off(self, job: Job, signal: int) -> None:
+        node = self._node(job.row.node)
+        node.kills[job.row.job, job.row.attempt] = signal
+        self._due[node.name] = None
+        if not job.row.cancelled or job.row.signalled:
+            self._write(job, cancelled=True, signalled=False)
 
     def view(self, job: Job) -> dict[str, Any]:
         """Return a job as users see it: see docs of `xos ps --json`."""

@@ -34,6 +34,8 @@ FULL_BACKOFF_S = 1.0
 """A node that said «full» is not asked again for the same job before this."""
 REFUSED_BACKOFF_S = 30.0
 """The same for a node whose owner refused: his policy may change."""
+GENTLE_S = 5.0
+"""A signal that calls off a job whose start is under way has so long to find it; after that it is SIGKILL."""
 KEEP_ENDED_S = 24 * 3600.0
 KEEP_ENDED_MAX = 20_000
 """Ended jobs are listed this long, and this many of them."""
@@ -119,6 +121,8 @@ class Row(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """All that the log knows of one job. `seq` = place of its submission; `losses` = attempts lost so far (<= retry).
 
     `store` names the node's job store by which the attempt was accepted: a node set up anew has another one and knows nothing.
+    `cancelled`: its user called it off, so it is never started again. It is killed until it has ended, unless `signalled`: the gentler
+    signal that he sent has reached it, and what it makes of that is its own affair.
     """
 
     job: str
@@ -136,6 +140,7 @@ class Row(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     outcome: Outcome | None = None
     reason: str = ""
     exit: dict[str, Any] | None = None
+    signalled: bool = False
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True):
@@ -241,11 +246,15 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class OrdersReply(msgspec.Struct, frozen=True, array_like=True):
-    """`fence` = highest that the node has seen: if above ours, we are deposed. `valid` = False: wrong store or boot."""
+    """`fence` = highest that the node has seen: if above ours, we are deposed. `valid` = False: wrong store or boot.
+
+    `missed`: attempts whose signal found nothing to send it to.
+    """
 
     fence: int
     valid: bool
     answers: list[Answer] = []
+    missed: list[tuple[str, int]] = []
 
 
 class Query(msgspec.Struct, frozen=True, array_like=True, kw_only=True):

@@ -50,8 +50,13 @@ class Job:
     record: bytes = b""
     sent_s: float = -math.inf
     """When its start was last sent by this manager."""
+    unsent: bool = False
+    """This manager placed it and has not sent its start to anybody: it certainly did not start."""
     confirmed: bool = False
     """The node said that it has the attempt."""
+    gentle: int = 0
+    """Signal by which it is called off and which has not found it yet; until `gentle_until_s`, then it is SIGKILL."""
+    gentle_until_s: float = -math.inf
     started_at: float | None = None
     excluded: dict[str, tuple[float, str]] = field(default_factory=dict)
     """Node -> (not before this time, why) after a refusal."""
@@ -82,6 +87,8 @@ class NodeView:
     memory_used: int = 0
     in_flight: bool = False
     kills: dict[tuple[str, int], int] = field(default_factory=dict)
+    asked: tuple[tuple[str, int], ...] = ()
+    """Attempts that the orders in flight signal."""
     matched: dict[str, bool] = field(default_factory=dict)
 
     def is_fresh(self, now_s: float) -> bool:
