@@ -42,6 +42,8 @@ class OpenSession(Message, frozen=True, array_like=True):
     """128 random bits, hex; made by the client once and never used by another process."""
     held: tuple[Held, ...] = ()
     locks: tuple[LockRow, ...] = ()
+    dead: tuple[str, ...] = ()
+    """Earlier sessions of this node whose process is certain to have ended: closed at once, not after their lease."""
 
 
 class Held(Message, frozen=True, array_like=True):
@@ -51,6 +53,10 @@ class Held(Message, frozen=True, array_like=True):
     level: int
     epoch: int
     pin: bool
+    through: int = 0
+    """Level of passthrough: the kernel reads or writes the OSD's file itself."""
+    shared: int = 0
+    """Level without a lease: each read and write goes to the OSDs."""
 
 
 class Welcome(Message, frozen=True, array_like=True, tag="welcome"):
@@ -81,10 +87,12 @@ class Release(Message, frozen=True, array_like=True):
     seq: int = 0
     update: Update | None = None
     pin: bool = False
+    through: int = 0
+    """Level of passthrough that goes on (or begins: with `seq` 0 and the level that is held)."""
 
 
 class Update(Message, frozen=True, array_like=True):
-    """What a WRITE holder changed by itself; -1 means unchanged. Refused (ESTALE) under an older epoch."""
+    """`mrc.update` -> Attr; also in a Release. What a WRITE holder changed by itself; -1 means unchanged. Refused (ESTALE) under an older epoch."""
 
     ino: int
     epoch: int
@@ -127,6 +135,12 @@ class Acting(Message, frozen=True, array_like=True):
     expires_at: int
 
 
+class Bye(Message, frozen=True, array_like=True):
+    """`mrc.bye` -> None: the client ends its session; everything was given back."""
+
+    client: str
+
+
 class Forget(Message, frozen=True, array_like=True):
     """`mrc.forget` -> None: gives back READ leases of many inodes that fell out of the client's cache."""
 
@@ -149,6 +163,10 @@ class Grant(Message, frozen=True, array_like=True):
     """Target of a symlink."""
     named: bool = True
     """Whether the name may be cached as well (the directory is held at READ and nobody is changing this name)."""
+    cache: bool = True
+    """Whether `attr` may be kept under `level`; False while somebody else waits to change it."""
+    shared: int = 0
+    """Not 0: no lease, for a kernel has the file by passthrough; each read and write goes to the OSDs, with `capability`."""
 
 
 class Lookup(Message, frozen=True, array_like=True):
@@ -173,6 +191,8 @@ class Looked(Message, frozen=True, array_like=True):
     missing: NoEntry | None = None
     dir_level: int = 0
     """What the client now holds of the directory."""
+    dir_cache: bool = True
+    """Whether the directory's attributes may be kept under that."""
 
 
 class GetAttr(Message, frozen=True, array_like=True):
@@ -222,6 +242,8 @@ class Made(Message, frozen=True, array_like=True):
     entry: Grant
     dir_attr: Attr
     found: bool = False
+    dir_cache: bool = True
+    """Whether `dir_attr` may be kept (by who holds the directory)."""
 
 
 class Link(Message, frozen=True, array_like=True):
@@ -249,6 +271,8 @@ class Gone(Message, frozen=True, array_like=True):
 
     attr: Attr
     dir_attr: Attr
+    dir_cache: bool = True
+    """Whether `dir_attr` may be kept (by who holds the directory)."""
 
 
 class Rename(Message, frozen=True, array_like=True):
@@ -270,6 +294,8 @@ class Renamed(Message, frozen=True, array_like=True):
     dir_attr: Attr
     new_dir_attr: Attr
     replaced: Attr | None = None
+    dir_cache: bool = True
+    """Whether `dir_attr` and `new_dir_attr` may be kept (by who holds them)."""
 
 
 class ReadDir(Message, frozen=True, array_like=True):
@@ -300,6 +326,9 @@ class Listing(Message, frozen=True, array_like=True):
     end: bool
     dir_level: int = 0
     parent: int = 0
+    dir_cache: bool = True
+    """Whether the listing may be kept under `dir_level`."""
+    dir_attr: Attr | None = None
 
 
 # ------------------------------------------------------------------------------------------------------------- attributes
@@ -436,6 +465,68 @@ class RemoveVolume(Message, frozen=True, array_like=True):
     who: Who
     name: str
     force: bool = False
+
+
+class VolumeStat(Message, frozen=True, array_like=True):
+    """`mrc.volstat` -> Quotas: what a volume and its owners have, and their limits. For its owner and administrators; others see themselves."""
+
+    who: Who
+    name: str
+
+
+class QuotaRow(Message, frozen=True, array_like=True):
+    """Use and limits (0: none) of one owner in a volume; `user` is "" for the volume itself."""
+
+    user: str
+    bytes_used: int
+    files_used: int
+    bytes_max: int
+    files_max: int
+
+
+class Quotas(Message, frozen=True, array_like=True):
+    """The volume's own row first, then one per owner that has files or a limit, by number."""
+
+    rows: tuple[QuotaRow, ...]
+
+
+class SetQuota(Message, frozen=True, array_like=True):
+    """`mrc.setquota` -> None: limits of a volume (`user` "") or of one user in it; 0: none. For its owner and administrators."""
+
+    who: Who
+    name: str
+    user: str
+    bytes_max: int
+    files_max: int
+
+
+class Follow(Message, frozen=True, array_like=True):
+    """`mrc.events`, a call that stays open: EVENTs `Changes` of one volume, from those after number `after` on (-1: from now on)."""
+
+    who: Who
+    name: str
+    after: int = -1
+
+
+class ChangeRow(Message, frozen=True, array_like=True):
+    """One change. `kind`: create, link, unlink, rmdir, rename-from, rename-to, attr, data, xattr; the rows of one command share `number`."""
+
+    number: int
+    kind: str
+    ino: int
+    dir: int
+    name: bytes
+
+
+class Changes(Message, frozen=True, array_like=True):
+    """Changes in order. `lost`: those between `after` and the first one here are not kept any more, look at the volume itself."""
+
+    rows: tuple[ChangeRow, ...]
+    lost: bool = False
+
+
+class Status(Message, frozen=True, array_like=True):
+    """`mrc.status` (root of the node, or an administrator) -> map: counts, rates and log position for operators."""
 
 
 class Names(Message, frozen=True, array_like=True):
