@@ -1,0 +1,399 @@
+"""The bytes of open files: what is written goes to the OSDs a little later, what will be read comes a little earlier.
+
+`FileData` belongs to one inode and relies on its lease: who calls holds WRITE to change and READ (or WRITE) to read. Unwritten bytes are sent
+when a bucket is full, when they are `AGE_S` old, when there are too many of them, and when somebody asks (close, fsync, recall). A failure
+voids the bytes, as on a local disk, and is told once through each handle: at fsync or close. `DataStore` holds the bounds over all files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from xtreemos.xtreemfs.client.dirty import BUCKET_BYTES, Buffer, DirtyFile, Extent
+from xtreemos.xtreemfs.client.inodes import Changed, Inode
+from xtreemos.xtreemfs.client.osds import Osds, RightsNow, all_of
+from xtreemos.xtreemfs.client.readahead import BLOCK_BYTES, Planner
+from xtreemos.xtreemfs.fuse.errors import FuseError
+from xtreemos.xtreemfs.model import Layout
+from xtreemos.xtreemfs.protocol import OsdWritten
+
+log = logging.getLogger(__name__)
+
+DIRTY_BYTES_MAX = 64 << 20  # over all files of a mount; writers wait beyond
+FLYING_BYTES_MAX = 16 << 20  # of one file on their way at the same time
+AGE_S = 5.0  # unwritten bytes are sent when they are so old
+AHEAD_BYTES_MAX = 64 << 20  # read ahead and not yet asked for, over all files
+
+
+class Coherence(Protocol):
+    """What the data path needs to know of leases."""
+
+    def generation(self, ino: int) -> int:
+        """Grows whenever the lease is given back or lost."""
+
+    def rights(self, inode: Inode, mode: str) -> RightsNow:
+        """Return how to make the rights for reading ("r") or writing ("w") the file."""
+
+    def fenced(self, inode: Inode, epoch: int) -> None:
+        """An OSD has refused a write under `epoch` since a newer writer is there."""
+
+
+class DataStore:
+    """The bounds over the data of all files of a mount."""
+
+    def __init__(self, osds: Osds, coherence: Callable[[int], Coherence]) -> None:
+        self.osds = osds
+        self.coherence = coherence
+        """Of the inode number."""
+        self.dirty_bytes = 0
+        self.ahead_bytes = 0
+        self.dirty_files: OrderedDict[FileData, float] = OrderedDict()
+        """With the loop time since when; the oldest first."""
+        self._ahead: OrderedDict[tuple[FileData, int], None] = OrderedDict()
+        self._room = asyncio.Event()
+        self._room.set()
+
+    def of(self, inode: Inode) -> FileData:
+        """Return the data of an inode, which has a layout."""
+        if inode.data is None:
+            inode.data = FileData(inode, self)
+        return inode.data
+
+    def count(self, delta_bytes: int) -> None:
+        """Count unwritten bytes."""
+        self.dirty_bytes += delta_bytes
+        if self.dirty_bytes > DIRTY_BYTES_MAX:
+            self._room.clear()
+        else:
+            self._room.set()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a writer should wait (`wait_room`)."""
+        return self.dirty_bytes > DIRTY_BYTES_MAX
+
+    async def wait_room(self) -> None:
+        """Wait until fewer bytes are unwritten; the oldest are sent."""
+        while self.dirty_bytes > DIRTY_BYTES_MAX:
+            for data in list(self.dirty_files):
+                data.pump(full_only=False)
+            await self._room.wait()
+
+    async def run(self) -> None:
+        """Send what has become old, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(AGE_S / 4)
+            for data, since in list(self.dirty_files.items()):
+                if loop.time() - since >= AGE_S:
+                    data.pump(full_only=False)
+
+    def arrived(self, data: FileData, block: int) -> None:
+        """A block read ahead is there; the oldest goes if there are too many."""
+        self._ahead[data, block] = None
+        self.ahead_bytes += BLOCK_BYTES
+        while self.ahead_bytes > AHEAD_BYTES_MAX:
+            other, index = next(iter(self._ahead))
+            other.forget_block(index)
+
+    def gone(self, data: FileData, block: int) -> None:
+        """A block was used or is void."""
+        if (data, block) in self._ahead:
+            del self._ahead[data, block]
+            self.ahead_bytes -= BLOCK_BYTES
+
+
+class FileData:
+    """The data of one file."""
+
+    def __init__(self, inode: Inode, store: DataStore) -> None:
+        self.inode = inode
+        self.dirty = DirtyFile()
+        self.error = 0
+        """errno of the newest failure."""
+        self.errors = 0
+        """How many there were; a handle remembers how many it has told."""
+        self.unsynced: dict[int, str] = {}
+        """Columns written since their last sync -> `boot` of their OSD."""
+        self.on_osds_bytes = inode.size
+        """How long the file may be on the OSDs."""
+        self._store = store
+        self._sending: set[asyncio.Task[None]] = set()
+        self._blocks: dict[int, bytes | bytearray | asyncio.Task[None]] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether it may not be forgotten."""
+        return bool(self.dirty or self.unsynced)
+
+    @property
+    def layout(self) -> Layout:
+        """Where the file is. FuseError(EIO) if nobody has told."""
+        if self.inode.layout is None:
+            raise FuseError(errno.EIO)
+        return self.inode.layout
+
+    def _rights(self, mode: str) -> RightsNow:
+        return self._store.coherence(self.inode.ino).rights(self.inode, mode)
+
+    # ------------------------------------------------------------------------------------------------------------ writing
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Take bytes; they are sent later. Attributes are the caller's."""
+        store = self._store
+        before = self.dirty.total_bytes
+        full = self.dirty.write(offset, data)
+        store.count(self.dirty.total_bytes - before)
+        if self not in store.dirty_files:
+            store.dirty_files[self] = asyncio.get_running_loop().time()
+        if self._blocks:
+            self.forget_blocks(offset, len(data))
+        if full:
+            self.pump(full_only=True)
+
+    def pump(self, *, full_only: bool) -> None:
+        """Send what waits, as far as the bound of flying bytes lets."""
+        free = FLYING_BYTES_MAX - self.dirty.flying_bytes
+        if free <= 0 or not self.dirty.waiting_bytes:
+            return
+        for extent in self.dirty.take(full_only=full_only, bytes_max=free):
+            task = asyncio.ensure_future(self._send(extent))
+            self._sending.add(task)
+            task.add_done_callback(self._sent)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("sending to the OSDs failed inside", exc_info=error)
+            self.fail(errno.EIO)
+        if not self.dirty:
+            self._store.dirty_files.pop(self, None)
+        elif self.dirty.waiting_bytes >= BUCKET_BYTES:
+            self.pump(full_only=not self._store.is_full)
+
+    async def _send(self, extent: Extent) -> None:
+        epoch = self.inode.epoch
+        try:
+            rows = await self._store.osds.write(self.layout, self._rights("w"), extent.start, extent.data)
+        except FuseError as failure:
+            log.warning("%d bytes of inode %x could not be written: %s", len(extent.data), self.inode.ino, failure)
+            if failure.errno == errno.ESTALE:
+                self._store.coherence(self.inode.ino).fenced(self.inode, epoch)
+            self._failed(failure.errno)
+        else:
+            self.on_osds_bytes = max(self.on_osds_bytes, extent.end)
+            self.note_written(rows)
+        finally:
+            self._land(extent)
+            self.forget_blocks(extent.start, len(extent.data))
+
+    def _land(self, extent: Extent) -> None:
+        before = self.dirty.total_bytes
+        self.dirty.landed(extent)
+        self._store.count(self.dirty.total_bytes - before)
+
+    def note_written(self, rows: Iterable[tuple[int, OsdWritten]]) -> None:
+        """Remember what OSDs said about columns that were changed."""
+        for column, written in rows:
+            boot = self.unsynced.setdefault(column, written.boot)
+            if boot != written.boot:
+                self._failed(errno.EIO)
+                self.unsynced[column] = written.boot
+
+    def _failed(self, number: int) -> None:
+        self.error = errno.ENOSPC if number == errno.ENOSPC else errno.EDQUOT if number == errno.EDQUOT else errno.EIO
+        self.errors += 1
+
+    def fail(self, number: int) -> None:
+        """What is unwritten is void: drop it, to be told once through each handle."""
+        lost = self.dirty.total_bytes
+        if lost:
+            log.warning("%d unwritten bytes of inode %x are lost", lost, self.inode.ino)
+            self._failed(number)
+        self._store.count(-lost)
+        self.dirty.clear()
+        self._store.dirty_files.pop(self, None)
+
+    def discard(self) -> None:
+        """The file is gone for good: its unwritten bytes need not be sent."""
+        self._store.count(-self.dirty.total_bytes)
+        self.dirty.clear()
+        self.unsynced.clear()
+        self._store.dirty_files.pop(self, None)
+        self.forget_blocks(0, 1 << 62)
+
+    async def flush(self) -> None:
+        """Send all that is unwritten now and wait for the answers. Failures are kept for who asks by `errors`."""
+        while self.dirty:
+            self.pump(full_only=False)
+            sending = list(self._sending)
+            if not sending:
+                return  # all of it failed meanwhile
+            await asyncio.wait(sending, return_when=asyncio.FIRST_COMPLETED)
+
+    async def settle(self) -> None:
+        """Wait until nothing is on its way (what waits stays)."""
+        while self._sending:
+            await asyncio.wait(list(self._sending))
+
+    async def sync(self) -> None:
+        """Have all written columns brought to the OSDs' disks. FuseError: an OSD cannot; what was not on disk is void."""
+        await self.flush()
+        columns = dict(self.unsynced)
+        if not columns:
+            return
+        try:
+            rows = await self._store.osds.sync(
+                self.layout, self._rights("w" if "w" in self.inode.capabilities else "r"), sorted(columns)
+            )
+        except FuseError as failure:
+            self._failed(failure.errno)
+            raise
+        for column, written in rows:
+            if self.unsynced.get(column) == columns[column]:
+                del self.unsynced[column]
+            if written.boot != columns[column]:
+                self._failed(errno.EIO)
+
+    async def truncate(self, size: int) -> None:
+        """Set the file's length on the OSDs; what waits beyond is dropped. FuseError as the OSDs say."""
+        before = self.dirty.total_bytes
+        self.dirty.truncate(size)
+        self._store.count(self.dirty.total_bytes - before)
+        self.forget_blocks(size, 1 << 62)
+        if any(extent.end > size for extent in self.dirty.flying):
+            await self.settle()
+        old = self.inode.size
+        if size < self.on_osds_bytes or size > max(old, self.on_osds_bytes):
+            # Growing is told, too: the length of a file whose writer dies is what its columns say.
+            self.note_written(await self._store.osds.truncate(self.layout, self._rights("w"), size))
+            self.on_osds_bytes = size
+
+    async def allocate(self, offset: int, length: int, how: str) -> None:
+        """Allocate ("a", "k"), punch ("p") or zero ("z") a range on the OSDs; what was unwritten is written first."""
+        await self.flush()
+        self.note_written(await self._store.osds.allocate(self.layout, self._rights("w"), offset, length, how))
+        self.forget_blocks(offset, length)
+        if how == "a":
+            self.on_osds_bytes = max(self.on_osds_bytes, offset + length)
+
+    # ------------------------------------------------------------------------------------------------------------ reading
+
+    def read_nowait(self, planner: Planner | None, offset: int, length: int) -> Buffer | None:
+        """Return bytes that need no OSD, None if they do. `length` >= 1 and within the file."""
+        if self.dirty and self.dirty.covers(offset, length):
+            return self._laid_over(bytearray(length), offset)
+        index = offset // BLOCK_BYTES
+        block = self._blocks.get(index)
+        if block is None or isinstance(block, asyncio.Task) or (offset + length - 1) // BLOCK_BYTES != index:
+            return None
+        begin = offset - index * BLOCK_BYTES
+        if begin + length > len(block):
+            return None
+        view = memoryview(block)[begin : begin + length]
+        if begin + length == len(block):
+            self.forget_block(index)  # the kernel keeps what it was told
+        if planner is not None:
+            self._fetch_ahead(planner, offset, length)
+        return self._laid_over(bytearray(view), offset) if self.dirty else view
+
+    async def read(self, planner: Planner | None, offset: int, length: int) -> Buffer:
+        """Return the bytes of a range (`length` >= 1, within the file). FuseError: damage, or an OSD that does not answer."""
+        # What is unwritten now may have landed when the OSDs' bytes come, which may be older: it is laid over them in any case.
+        over = [(start, bytes(data)) for start, data in self.dirty.overlay(offset, length)] if self.dirty else []
+        if planner is not None:
+            self._fetch_ahead(planner, offset, length)
+        out = await self._fetched(offset, length)
+        if not over and not self.dirty:
+            return out
+        out = bytearray(out)
+        for start, data in over:
+            out[start - offset : start - offset + len(data)] = data
+        return self._laid_over(out, offset)
+
+    def _laid_over(self, out: bytearray, offset: int) -> bytearray:
+        for start, data in self.dirty.overlay(offset, len(out)):
+            out[start - offset : start - offset + len(data)] = data
+        return out
+
+    async def _fetched(self, offset: int, length: int) -> Buffer:
+        first, last = offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES
+        if not self._blocks or not any(index in self._blocks for index in range(first, last + 1)):
+            return await self._store.osds.read(self.layout, self._rights("r"), offset, length)
+        parts = []
+        for index in range(first, last + 1):
+            begin = max(offset, index * BLOCK_BYTES)
+            parts.append(self._from_block(index, begin, min(offset + length, (index + 1) * BLOCK_BYTES) - begin))
+        got = await all_of(parts)
+        return got[0] if len(got) == 1 else b"".join(got)
+
+    async def _from_block(self, index: int, offset: int, length: int) -> Buffer:
+        block = self._blocks.get(index)
+        if isinstance(block, asyncio.Task):
+            await asyncio.wait({block})
+            block = self._blocks.get(index)
+        begin = offset - index * BLOCK_BYTES
+        if block is None or isinstance(block, asyncio.Task) or begin + length > len(block):
+            return await self._store.osds.read(self.layout, self._rights("r"), offset, length)
+        data = memoryview(block)[begin : begin + length]
+        if begin + length == len(block):
+            self.forget_block(index)
+        return data
+
+    def _fetch_ahead(self, planner: Planner, offset: int, length: int) -> None:
+        for index in planner.on_read(offset, length, self.inode.size):
+            if index not in self._blocks:
+                self._blocks[index] = asyncio.ensure_future(self._fetch(index))
+
+    async def _fetch(self, index: int) -> None:
+        coherence = self._store.coherence(self.inode.ino)
+        generation = coherence.generation(self.inode.ino)
+        me = asyncio.current_task()
+        begin = index * BLOCK_BYTES
+        length = min(BLOCK_BYTES, self.inode.size - begin)
+        data: Buffer = b""
+        try:
+            if length > 0:
+                data = await self._store.osds.read(self.layout, self._rights("r"), begin, length)
+        except FuseError as failure:
+            log.debug("reading ahead failed: %s", failure)  # who needs the bytes will be told
+        finally:
+            if self._blocks.get(index) is me:  # else it was forgotten meanwhile
+                if data and coherence.generation(self.inode.ino) == generation:
+                    self._blocks[index] = bytes(data) if isinstance(data, memoryview) else data
+                    self._store.arrived(self, index)
+                else:
+                    del self._blocks[index]
+
+    def forget_block(self, index: int) -> None:
+        """Drop one block read ahead; if it is still coming it is not kept."""
+        if self._blocks.pop(index, None) is not None:
+            self._store.gone(self, index)
+
+    def forget_blocks(self, offset: int, length: int) -> None:
+        """Drop blocks of a range."""
+        end = offset + length
+        for index in [i for i in self._blocks if i * BLOCK_BYTES < end and offset < (i + 1) * BLOCK_BYTES]:
+            self.forget_block(index)
+
+
+def note_write(inode: Inode, end: int, now_ns: int, *, kill_suid: bool) -> None:
+    """A WRITE holder has written up to byte `end`: size and times change here first."""
+    if end > inode.size:
+        inode.size = end
+        inode.changed |= Changed.SIZE
+    inode.mtime_ns = inode.ctime_ns = now_ns
+    inode.changed |= Changed.MTIME | Changed.CTIME
+    if kill_suid and inode.mode & 0o6000:
+        inode.mode = without_suid(inode.mode)
+        inode.changed |= Changed.MODE
+
+
+def without_suid(mode: int) -> int:
+    """Return a mode without set-user-id, and without set-group-id if its group may execute."""
+    return mode & ~0o4000 & (~0o2000 if mode & 0o010 else ~0)
