@@ -60,7 +60,10 @@ def renameat2(source_fd: int, source: str, target_fd: int, target: str, flags: i
 def utimensat(dir_fd: int, path: str | None, times: tuple[int, int, int, int] | None, flags: int) -> None:
     """Set times; `times` is (atime s, atime ns, mtime s, mtime ns), None means now; `path` None means the descriptor itself."""
     pair = (Timespec * 2)(Timespec(times[0], times[1]), Timespec(times[2], times[3])) if times else None
-    _checked(_libc.utimensat(dir_fd, None if path is None else os.fsencode(path), pair, flags), path or "")
+    if path is None:
+        _checked(_libc.futimens(dir_fd, pair))
+    else:
+        _checked(_libc.utimensat(dir_fd, os.fsencode(path), pair, flags), path)
 
 
 def faccessat2(dir_fd: int, path: str, mode: int, flags: int) -> None:

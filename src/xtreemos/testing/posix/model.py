@@ -203,7 +203,7 @@ class Step:
     def __str__(self) -> str:
         words = " ".join(
             f"{arg:#o}" if isinstance(arg, int) and not isinstance(arg, bool) and arg > 7 else repr(arg)[:80] for arg in self.args
-        )  # noqa: PLR2004  # one octal digit
+        )  # one octal digit
         place = f" in {self.actor}" if self.actor else ""
         return f"{self.who}{place}{'' if self.phase == 'run' else f' ({self.phase})'}: {self.call} {words}"
 

@@ -3,6 +3,7 @@
 # ruff: noqa: D103 - a vocabulary: the name of the call says it, the man page explains it
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap as mappings
 import os
@@ -62,7 +63,8 @@ def encode_acl(process: Process, text: str) -> bytes:
         bits = sum(bit for bit, sign in zip((4, 2, 1), rights, strict=True) if sign != "-")
         number = ACL_NO_ID if not who else process.facts.uid(who) if letter == "u" else process.facts.gid(who)
         entries.append((_TAGS[letter, bool(who)], bits, number))
-    return struct.pack("<I", ACL_VERSION) + b"".join(ACL_ENTRY.pack(*entry) for entry in sorted(entries))
+    in_order = sorted(entries, key=lambda entry: (entry[0], entry[2]))
+    return struct.pack("<I", ACL_VERSION) + b"".join(ACL_ENTRY.pack(*entry) for entry in in_order)
 
 
 def decode_acl(process: Process, raw: bytes) -> str:
@@ -358,3 +360,26 @@ def open_memory(_process: Process, place: Place, data: bytes) -> int:
     os.write(fd, data)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
+
+
+def _demand(condition: bool, words: str) -> None:
+    """A comparison that a step cannot say: failing it is a failed call."""
+    if not condition:
+        raise OSError(errno.EILSEQ, words)
+
+
+@call
+def same_birth(_process: Process, _place: Place, path: str, born: int) -> None:
+    _demand(libc.birth_time_ns(path) == born, "born at another time")
+
+
+@call
+def birth_before_ctime(_process: Process, _place: Place, path: str) -> None:
+    born = libc.birth_time_ns(path)
+    _demand(born is not None and born <= os.lstat(path).st_ctime_ns, "changed before it was born")
+
+
+@call
+def younger(_process: Process, _place: Place, path: str, other: str) -> None:
+    one, two = libc.birth_time_ns(path), libc.birth_time_ns(other)
+    _demand(one is not None and two is not None and one > two, "not younger")

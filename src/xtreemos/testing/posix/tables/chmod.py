@@ -7,7 +7,21 @@ from collections.abc import Iterator
 from errno import EBADF, EPERM, EROFS
 
 from xtreemos.testing.posix.model import (
-    CALLERS, OTHER, OWNER, PLAIN_KINDS, ROOT, Case, Facts, attrs, case, do, fails, has, mark, moved, tries,
+    CALLERS,
+    OTHER,
+    OWNER,
+    PLAIN_KINDS,
+    ROOT,
+    Case,
+    Facts,
+    attrs,
+    case,
+    do,
+    fails,
+    has,
+    mark,
+    moved,
+    tries,
 )  # fmt: skip
 from xtreemos.testing.posix.tables.kit import folder, octal
 

@@ -10,7 +10,24 @@ from collections.abc import Iterator
 from errno import EBADF, EPERM, EROFS
 
 from xtreemos.testing.posix.model import (
-    CALLERS, KINDS, OTHER, OWNER, PEER, PLAIN_KINDS, ROOT, USERS, Case, Facts, attrs, case, do, fails, has, mark, moved, tries,
+    CALLERS,
+    KINDS,
+    OTHER,
+    OWNER,
+    PEER,
+    PLAIN_KINDS,
+    ROOT,
+    USERS,
+    Case,
+    Facts,
+    attrs,
+    case,
+    do,
+    fails,
+    has,
+    mark,
+    moved,
+    tries,
 )  # fmt: skip
 from xtreemos.testing.posix.tables.kit import folder, octal
 

@@ -7,7 +7,26 @@ from collections.abc import Callable, Iterator
 from errno import EACCES, EADDRINUSE, EEXIST, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS
 
 from xtreemos.testing.posix.model import (
-    KINDS, OTHER, OWNER, ROOT, USERS, Case, Facts, Group, Step, absent, attrs, case, do, fails, gives, has, listing, mark, moved, tries,
+    KINDS,
+    OTHER,
+    OWNER,
+    ROOT,
+    USERS,
+    Case,
+    Facts,
+    Group,
+    Step,
+    absent,
+    attrs,
+    case,
+    do,
+    fails,
+    gives,
+    has,
+    listing,
+    mark,
+    moved,
+    tries,
 )  # fmt: skip
 from xtreemos.testing.posix.tables.kit import folder, octal
 
@@ -52,13 +71,15 @@ def _permissions() -> Iterator[Case]:
             for bits in range(8):
                 for rest in (0, 7):
                     mode = sum((bits if shift == place else rest) << place for place in (6, 3, 0))
-                    may = bits & 3 == 3  # noqa: PLR2004  # write and search
+                    may = bits & 3 == 3  # write and search
                     yield case(
                         f"{name}/permission/{who}/{octal(mode)}",
                         folder("d", mode), make(name, "d/n", who=who, error=0 if may else EACCES),
                         attrs("d/n", kind=kind, user=who) if may else absent("d/n"),
                     )  # fmt: skip
-        yield case(f"{name}/permission/root", folder("d", 0), make(name, "d/n", who=ROOT), attrs("d/n", user=ROOT, group="root", kind=kind))
+        yield case(
+            f"{name}/permission/root", folder("d", 0), make(name, "d/n", who=ROOT), attrs("d/n", user=ROOT, group="root", kind=kind)
+        )
 
 
 def _existing() -> Iterator[Case]:
@@ -70,7 +91,9 @@ def _existing() -> Iterator[Case]:
                     has(kind, "n"), mark("n", "."), make(name, "n", error=EEXIST, who=who), attrs("n", kind=kind), moved("n", ""), moved(".", ""),
                 )  # fmt: skip
         yield case(f"{name}/exists/dangling-symlink", do("symlink", "gone", "n"), make(name, "n", error=EEXIST), absent("gone"))
-        yield case(f"{name}/exists/symlink-to-folder", folder("d"), do("symlink", "d", "n"), make(name, "n", error=EEXIST), listing("d"))
+        yield case(
+            f"{name}/exists/symlink-to-folder", folder("d"), do("symlink", "d", "n"), make(name, "n", error=EEXIST), listing("d")
+        )
         yield case(f"{name}/exists/dot", make(name, ".", error=(EEXIST, ENOENT)))
         yield case(f"{name}/exists/dot-dot", make(name, "..", error=EEXIST))
 
@@ -99,22 +122,39 @@ def _groups() -> Iterator[Case]:
 
 
 def _folder_links() -> Iterator[Case]:
-    yield case("mkdir/links-of-the-parent-grow", folder("d"), *_count_links("d", 2), do("mkdir", "d/a", 0o755), *_count_links("d", 3), *_count_links("d/a", 2))
+    yield case(
+        "mkdir/links-of-the-parent-grow",
+        folder("d"),
+        *_count_links("d", 2),
+        do("mkdir", "d/a", 0o755),
+        *_count_links("d", 3),
+        *_count_links("d/a", 2),
+    )
     yield case(
         "mkdir/links-of-the-parent-shrink", folder("d"), do("mkdir", "d/a", 0o755), do("mkdir", "d/b", 0o755), *_count_links("d", 4), do("rmdir", "d/a"),
         *_count_links("d", 3), do("rmdir", "d/b"), *_count_links("d", 2),
     )  # fmt: skip
-    yield case("mkdir/files-do-not-link-the-parent", folder("d"), do("spew", "d/a", b""), do("symlink", "x", "d/b"), *_count_links("d", 2))
+    yield case(
+        "mkdir/files-do-not-link-the-parent", folder("d"), do("spew", "d/a", b""), do("symlink", "x", "d/b"), *_count_links("d", 2)
+    )
     yield case("mkdir/new-folder-is-empty", do("mkdir", "d", 0o755), listing("d"))
-    yield case("mkdir/dot-dot-is-the-parent", folder("d"), do("mkdir", "d/a", 0o755), do("stat", "d", keep="p"), _same("d/a/..", "p"))
+    yield case(
+        "mkdir/dot-dot-is-the-parent", folder("d"), do("mkdir", "d/a", 0o755), do("stat", "d", keep="p"), _same("d/a/..", "p")
+    )
     yield case("mkdir/dot-is-itself", do("mkdir", "d", 0o755), do("stat", "d", keep="p"), _same("d/.", "p"))
     for path in ("d/", "d//", "./d", "d/."):
         error = ENOENT if path == "d/." else 0
-        yield case(f"mkdir/slashes/{path.replace('/', '_')}", tries(error, "mkdir", path, 0o755), absent("d") if error else attrs("d", kind="dir"))
+        yield case(
+            f"mkdir/slashes/{path.replace('/', '_')}",
+            tries(error, "mkdir", path, 0o755),
+            absent("d") if error else attrs("d", kind="dir"),
+        )
     for path in ("n/", "n/."):
         for name, (kind, _) in MAKERS.items():
             if kind not in {"dir", "file"}:
-                yield case(f"{name}/slash-behind/{path.replace('/', '_')}", make(name, path, error=(ENOENT, ENOTDIR, EEXIST)), absent("n"))
+                yield case(
+                    f"{name}/slash-behind/{path.replace('/', '_')}", make(name, path, error=(ENOENT, ENOTDIR, EEXIST)), absent("n")
+                )
 
 
 def _same(path: str, slot: str) -> Step:
@@ -130,7 +170,11 @@ def _count_links(path: str, count: int) -> tuple[Step, ...]:
 def _devices() -> Iterator[Case]:
     for kind in ("block", "char"):
         for who in USERS:
-            yield case(f"mknod-device/refused/{kind}/{who}", fails(EPERM, "mknod", "n", kind, 0o600, os.makedev(1, 3), who=who), absent("n"))
+            yield case(
+                f"mknod-device/refused/{kind}/{who}",
+                fails(EPERM, "mknod", "n", kind, 0o600, os.makedev(1, 3), who=who),
+                absent("n"),
+            )
         for major, minor in ((1, 3), (8, 17), (255, 255), (259, 1048575), (4095, 4096), (0, 0)):
             device = os.makedev(major, minor)
             yield case(
@@ -138,9 +182,20 @@ def _devices() -> Iterator[Case]:
                 do("mknod", "n", kind, 0o640, device, who=ROOT), attrs("n", kind=kind, rdev=device, mode=0o640, user=ROOT, nlink=1), needs="mknod",
             )  # fmt: skip
         yield case(
-            f"mknod-device/exists/{kind}", has("file", "n"), fails(EEXIST, "mknod", "n", kind, 0o600, 0, who=ROOT), attrs("n", kind="file"), needs="mknod"
+            f"mknod-device/exists/{kind}",
+            has("file", "n"),
+            fails(EEXIST, "mknod", "n", kind, 0o600, 0, who=ROOT),
+            attrs("n", kind="file"),
+            needs="mknod",
         )
-        yield case(f"mknod-device/moves-times/{kind}", folder("d"), mark("d"), do("mknod", "d/n", kind, 0o600, 0, who=ROOT), moved("d", "mc"), needs="mknod")
+        yield case(
+            f"mknod-device/moves-times/{kind}",
+            folder("d"),
+            mark("d"),
+            do("mknod", "d/n", kind, 0o600, 0, who=ROOT),
+            moved("d", "mc"),
+            needs="mknod",
+        )
     yield case(
         "mknod-device/null-swallows", do("mknod", "n", "char", 0o666, os.makedev(1, 3), who=ROOT), do("open", "n", os.O_RDWR, keep="f"),
         gives(3, "write", "@f", b"abc"), gives(b"", "read", "@f", 3), needs="mknod",
@@ -156,7 +211,12 @@ def _targets() -> Iterator[Case]:
     }  # fmt: skip
     for name, text in texts.items():
         size = len(os.fsencode(text))
-        yield case(f"symlink/target/{name}", do("symlink", text, "n"), gives(text, "readlink", "n"), attrs("n", kind="symlink", size=size, nlink=1))
+        yield case(
+            f"symlink/target/{name}",
+            do("symlink", text, "n"),
+            gives(text, "readlink", "n"),
+            attrs("n", kind="symlink", size=size, nlink=1),
+        )
     yield case("symlink/target/4096", fails(ENAMETOOLONG, "symlink", "e" * 4096, "n"), absent("n"))
     yield case("symlink/target/empty", fails(ENOENT, "symlink", "", "n"), absent("n"))
     for kind in ("file", "dir", "fifo", "socket"):
@@ -164,15 +224,27 @@ def _targets() -> Iterator[Case]:
     yield case("readlink/moves-no-ctime", do("symlink", "x", "n"), mark("n"), do("readlink", "n"), moved("n", ""))
     for who in USERS:
         yield case(f"readlink/needs-no-rights/{who}", do("symlink", "x", "n"), gives("x", "readlink", "n", who=who))
-        yield case(f"readlink/needs-search/{who}", folder("d", 0o600), do("symlink", "x", "d/n", who=ROOT), fails(EACCES, "readlink", "d/n", who=who))
+        yield case(
+            f"readlink/needs-search/{who}",
+            folder("d", 0o600),
+            do("symlink", "x", "d/n", who=ROOT),
+            fails(EACCES, "readlink", "d/n", who=who),
+        )
 
 
 def _sockets() -> Iterator[Case]:
-    yield case("bind/makes-a-socket", do("umask", 0o022), do("bind_socket", "n"), attrs("n", kind="socket", mode=0o755, user=OWNER, nlink=1))
+    yield case(
+        "bind/makes-a-socket",
+        do("umask", 0o022),
+        do("bind_socket", "n"),
+        attrs("n", kind="socket", mode=0o755, user=OWNER, nlink=1),
+    )
     for kind in KINDS:
         yield case(f"bind/exists/{kind}", has(kind, "n"), fails(EADDRINUSE, "bind_socket", "n"), attrs("n", kind=kind))
     for mode, may in ((0o755, False), (0o777, True), (0o773, True), (0o775, False), (0o772, False)):
-        yield case(f"bind/permission/{octal(mode)}", folder("d", mode), tries(0 if may else EACCES, "bind_socket", "d/n", who=OTHER))
+        yield case(
+            f"bind/permission/{octal(mode)}", folder("d", mode), tries(0 if may else EACCES, "bind_socket", "d/n", who=OTHER)
+        )
     yield case("connect/by-name", do("bind_socket", "n"), do("connect_socket", "n"))
     yield case("connect/by-a-second-name", do("bind_socket", "n"), do("link", "n", "m"), do("connect_socket", "m"))
     yield case("connect/through-symlink", do("bind_socket", "n"), do("symlink", "n", "m"), do("connect_socket", "m"))
@@ -183,7 +255,11 @@ def _sockets() -> Iterator[Case]:
         yield case(f"connect/no-socket/{kind}", has(kind, "n", 0o777), fails(111, "connect_socket", "n"))
     for mode in range(8):
         may = bool(mode & 2)
-        steps: list[Group] = [do("bind_socket", "n"), do("chmod", "n", mode), tries(0 if may else EACCES, "connect_socket", "n", who=OTHER)]
+        steps: list[Group] = [
+            do("bind_socket", "n"),
+            do("chmod", "n", mode),
+            tries(0 if may else EACCES, "connect_socket", "n", who=OTHER),
+        ]
         yield case(f"connect/needs-write/{octal(mode)}", *steps)
 
 
@@ -193,4 +269,10 @@ def cases(_facts: Facts) -> Iterator[Case]:
         yield from part()
     for name in MAKERS:
         yield case(f"{name}/read-only", make(name, "%ro/n", who=ROOT, error=EROFS), absent("n"), needs="mount")
-        yield case(f"{name}/read-only-exists", has("file", "n"), make(name, "%ro/n", who=ROOT, error=(EROFS, EEXIST)), attrs("n", kind="file"), needs="mount")
+        yield case(
+            f"{name}/read-only-exists",
+            has("file", "n"),
+            make(name, "%ro/n", who=ROOT, error=(EROFS, EEXIST)),
+            attrs("n", kind="file"),
+            needs="mount",
+        )

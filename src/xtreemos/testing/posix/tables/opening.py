@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from errno import EACCES, EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR, ENXIO, EPERM, EROFS, ETXTBSY
+from errno import EACCES, EBADF, EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR, ENXIO, EPERM, EROFS, ETXTBSY
 
 from xtreemos.testing.posix.model import (
-    CALLERS, OTHER, OWNER, ROOT, USERS, Case, Facts, Group, absent, attrs, case, do, fails, gives, has, mark, meets, moved, tries,
+    CALLERS,
+    OTHER,
+    OWNER,
+    ROOT,
+    USERS,
+    Case,
+    Facts,
+    Group,
+    Has,
+    Step,
+    absent,
+    attrs,
+    case,
+    do,
+    fails,
+    gives,
+    has,
+    mark,
+    meets,
+    moved,
+    tries,
 )  # fmt: skip
 from xtreemos.testing.posix.tables.kit import content, denied, folder, octal, rights
 
@@ -20,6 +40,21 @@ def _mode_for(who: str, bits: int, rest: int) -> int:
     """A mode that gives `bits` to the class of a caller and `rest` to the two other classes."""
     shift = {OWNER: 6, "peer": 3, "member": 3, OTHER: 0}[who]
     return sum((bits if shift == place else rest) << place for place in (6, 3, 0))
+
+
+def _opens(error: int, path: str, flags: int, who: str, kind: str = "file") -> Iterator[Group]:
+    """Opening fails with `error`, or gives a descriptor of a thing of that kind."""
+    yield tries(error, "open", path, flags, who=who, keep="f")
+    if not error:
+        yield Step("fstat", ("@f",), who, Has({"kind": kind}))
+
+
+def _uses(flags: int) -> Iterator[Group]:
+    """The descriptor kept in `f`, of a file that holds "abc", does what its access mode says and no more."""
+    access = flags & os.O_ACCMODE
+    read = b"" if flags & os.O_TRUNC else b"abc"
+    yield gives(read, "pread", "@f", 9, 0) if access != os.O_WRONLY else fails(EBADF, "pread", "@f", 9, 0)
+    yield gives(2, "pwrite", "@f", b"xy", 0) if access != os.O_RDONLY else fails((EBADF, EINVAL), "pwrite", "@f", b"xy", 0)
 
 
 def _permission_matrix() -> Iterator[Case]:
@@ -36,7 +71,7 @@ def _permission_matrix() -> Iterator[Case]:
                         yield case(
                             f"open/permission/{who}/{octal(mode)}/{name}{'+' if extra else ''}{extra}",
                             has("file", "n", 0o600), content("n", b"abc"), do("chmod", "n", mode, who=ROOT),
-                            tries(denied(may), "open", "n", flags | more, who=who), after,
+                            _opens(denied(may), "n", flags | more, who), after, _uses(flags | more) if may else (),
                         )  # fmt: skip
 
 
@@ -47,13 +82,13 @@ def _permission_of_folders() -> Iterator[Case]:
                 mode = _mode_for(who, bits, rest)
                 yield case(
                     f"open/folder-read/{who}/{octal(mode)}",
-                    folder("d", mode), tries(denied(bool(bits & 4)), "open", "d", os.O_RDONLY | os.O_DIRECTORY, who=who),
+                    folder("d", mode), _opens(denied(bool(bits & 4)), "d", os.O_RDONLY | os.O_DIRECTORY, who, "dir"),
                 )  # fmt: skip
                 yield case(
                     f"open/folder-search/{who}/{octal(mode)}",
-                    folder("d"), has("file", "d/n", 0o666), do("chmod", "d", mode, who=ROOT), tries(denied(bool(bits & 1)), "open", "d/n", os.O_RDWR, who=who),
+                    folder("d"), has("file", "d/n", 0o666), do("chmod", "d", mode, who=ROOT), _opens(denied(bool(bits & 1)), "d/n", os.O_RDWR, who),
                 )  # fmt: skip
-                may = bits & 3 == 3  # noqa: PLR2004  # write and search
+                may = bits & 3 == 3  # write and search
                 yield case(
                     f"open/folder-create/{who}/{octal(mode)}",
                     folder("d", mode), tries(denied(may), "open", "d/n", os.O_RDWR | os.O_CREAT, 0o640, who=who),

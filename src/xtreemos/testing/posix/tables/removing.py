@@ -7,7 +7,27 @@ from collections.abc import Iterator
 from errno import EACCES, EBUSY, EEXIST, EINVAL, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, EPERM, EROFS
 
 from xtreemos.testing.posix.model import (
-    CALLERS, KINDS, OTHER, OWNER, ROOT, USERS, Case, Facts, Has, Step, absent, attrs, case, do, fails, gives, has, listing, mark, moved, tries,
+    CALLERS,
+    KINDS,
+    OTHER,
+    OWNER,
+    ROOT,
+    USERS,
+    Case,
+    Facts,
+    Has,
+    Step,
+    absent,
+    attrs,
+    case,
+    do,
+    fails,
+    gives,
+    has,
+    listing,
+    mark,
+    moved,
+    tries,
 )  # fmt: skip
 from xtreemos.testing.posix.tables.kit import folder, octal
 
@@ -19,18 +39,79 @@ def remover(kind: str) -> str:
 def _plain() -> Iterator[Case]:
     for kind in KINDS:
         call = remover(kind)
-        yield case(f"{call}/removes/{kind}", folder("d"), has(kind, "d/n"), do(call, "d/n"), absent("d/n"), listing("d"), attrs("d", nlink=2))
-        yield case(f"{call}/moves-times-of-the-folder/{kind}", folder("d"), has(kind, "d/n"), mark("d", "."), do(call, "d/n"), moved("d", "mc"), moved(".", ""))
-        yield case(f"{call}/refused-moves-no-time/{kind}", folder("d", 0o555), has(kind, "d/n"), mark("d", "d/n"), fails(EACCES, call, "d/n"), moved("d", ""), moved("d/n", ""))
+        yield case(
+            f"{call}/removes/{kind}",
+            folder("d"),
+            has(kind, "d/n"),
+            do(call, "d/n"),
+            absent("d/n"),
+            listing("d"),
+            attrs("d", nlink=2),
+        )
+        yield case(
+            f"{call}/moves-times-of-the-folder/{kind}",
+            folder("d"),
+            has(kind, "d/n"),
+            mark("d", "."),
+            do(call, "d/n"),
+            moved("d", "mc"),
+            moved(".", ""),
+        )
+        yield case(
+            f"{call}/refused-moves-no-time/{kind}",
+            folder("d", 0o555),
+            has(kind, "d/n"),
+            mark("d", "d/n"),
+            fails(EACCES, call, "d/n"),
+            moved("d", ""),
+            moved("d/n", ""),
+        )
         yield case(f"{call}/twice/{kind}", has(kind, "n"), do(call, "n"), fails(ENOENT, call, "n"))
-        yield case(f"{call}/read-only/{kind}", has(kind, "n"), fails(EROFS, call, "%ro/n", who=ROOT), attrs("n", kind=kind), needs="mount")
+        yield case(
+            f"{call}/read-only/{kind}", has(kind, "n"), fails(EROFS, call, "%ro/n", who=ROOT), attrs("n", kind=kind), needs="mount"
+        )
         wrong, error = ("unlink", (EISDIR, EPERM)) if kind == "dir" else ("rmdir", (ENOTDIR,))
         for who in (OWNER, ROOT):
-            yield case(f"{wrong}/wrong-kind/{kind}/{who}", has(kind, "n"), mark("n", "."), fails(error, wrong, "n", who=who), attrs("n", kind=kind), moved(".", ""))
-        yield case(f"{call}/made-again/{kind}", has(kind, "n"), do(call, "n"), has(kind, "n"), attrs("n", kind=kind, nlink=2 if kind == "dir" else 1))
-        yield case(f"unlink/symlink-only/{kind}", has(kind, "n"), do("symlink", "n", "s"), do("unlink", "s"), absent("s"), attrs("n", kind=kind))
-        yield case(f"rmdir/symlink/{kind}", has(kind, "n"), do("symlink", "n", "s"), fails(ENOTDIR, "rmdir", "s"), attrs("n", kind=kind), attrs("s", kind="symlink"))
-        yield case(f"rmdir/not-empty/{kind}", folder("d"), has(kind, "d/n"), mark("d"), fails((ENOTEMPTY, EEXIST), "rmdir", "d"), moved("d", ""), listing("d", "n"))
+            yield case(
+                f"{wrong}/wrong-kind/{kind}/{who}",
+                has(kind, "n"),
+                mark("n", "."),
+                fails(error, wrong, "n", who=who),
+                attrs("n", kind=kind),
+                moved(".", ""),
+            )
+        yield case(
+            f"{call}/made-again/{kind}",
+            has(kind, "n"),
+            do(call, "n"),
+            has(kind, "n"),
+            attrs("n", kind=kind, nlink=2 if kind == "dir" else 1),
+        )
+        yield case(
+            f"unlink/symlink-only/{kind}",
+            has(kind, "n"),
+            do("symlink", "n", "s"),
+            do("unlink", "s"),
+            absent("s"),
+            attrs("n", kind=kind),
+        )
+        yield case(
+            f"rmdir/symlink/{kind}",
+            has(kind, "n"),
+            do("symlink", "n", "s"),
+            fails(ENOTDIR, "rmdir", "s"),
+            attrs("n", kind=kind),
+            attrs("s", kind="symlink"),
+        )
+        yield case(
+            f"rmdir/not-empty/{kind}",
+            folder("d"),
+            has(kind, "d/n"),
+            mark("d"),
+            fails((ENOTEMPTY, EEXIST), "rmdir", "d"),
+            moved("d", ""),
+            listing("d", "n"),
+        )
 
 
 def _permissions() -> Iterator[Case]:
@@ -41,7 +122,7 @@ def _permissions() -> Iterator[Case]:
             for bits in range(8):
                 for rest in (0, 7):
                     mode = sum((bits if shift == place else rest) << place for place in (6, 3, 0))
-                    may = bits & 3 == 3  # noqa: PLR2004  # write and search
+                    may = bits & 3 == 3  # write and search
                     yield case(
                         f"{remover(kind)}/permission/{kind}/{who}/{octal(mode)}",
                         folder("d"), has(kind, "d/n", 0, user=ROOT, group="root"), do("chmod", "d", mode, who=ROOT),
@@ -70,15 +151,36 @@ def _open_files() -> Iterator[Case]:
         gives(b"abc", "read", "@f", 10), do("pwrite", "@f", b"defg", 3), stat(nlink=0, size=7), gives(b"abcdefg", "pread", "@f", 10, 0),
         do("ftruncate", "@f", 2), stat(size=2), gives(b"ab", "pread", "@f", 10, 0), do("chmod", "@f", 0o600), stat(mode=0o600), do("fsync", "@f"),
     )  # fmt: skip
-    yield case("unlink/open-file-with-another-name", do("spew", "n", b"abc"), do("link", "n", "m"), do("open", "n", os.O_RDWR, keep="f"), do("unlink", "n"), stat(nlink=1))
+    yield case(
+        "unlink/open-file-with-another-name",
+        do("spew", "n", b"abc"),
+        do("link", "n", "m"),
+        do("open", "n", os.O_RDWR, keep="f"),
+        do("unlink", "n"),
+        stat(nlink=1),
+    )
     yield case("unlink/new-file-of-that-name-is-another", do("spew", "n", b"old"), do("open", "n", os.O_RDWR, keep="f"), do("unlink", "n"), do("spew", "n", b"newer"),
                gives(b"old", "read", "@f", 10), gives(b"newer", "slurp", "n"), stat(nlink=0, size=3))  # fmt: skip
     yield case("rename/replaced-open-file-lives-on", do("spew", "n", b"old"), do("spew", "m", b"newer"), do("open", "n", os.O_RDWR, keep="f"), do("rename", "m", "n"),
                gives(b"old", "read", "@f", 10), stat(nlink=0), gives(b"newer", "slurp", "n"))  # fmt: skip
-    yield case("rmdir/open-folder-lives-on", folder("d"), do("open", "d", os.O_RDONLY | os.O_DIRECTORY, keep="f"), do("rmdir", "d"), stat(nlink=0), gives([], "names", "@f"))
+    yield case(
+        "rmdir/open-folder-lives-on",
+        folder("d"),
+        do("open", "d", os.O_RDONLY | os.O_DIRECTORY, keep="f"),
+        do("rmdir", "d"),
+        stat(nlink=0),
+        gives([], "names", "@f"),
+    )
     yield case("rmdir/nothing-is-made-in-a-removed-folder", folder("d"), do("open", "d", os.O_RDONLY | os.O_DIRECTORY, keep="f"), do("rmdir", "d"),
                fails(ENOENT, "openat", "@f", "n", os.O_CREAT | os.O_WRONLY), fails(ENOENT, "mkdirat", "@f", "n", 0o755), fails(ENOENT, "symlinkat", "x", "@f", "n"))  # fmt: skip
-    yield case("unlink/open-fifo", has("fifo", "n"), do("open", "n", os.O_RDWR, keep="f"), do("unlink", "n"), do("write", "@f", b"x"), gives(b"x", "read", "@f", 1))
+    yield case(
+        "unlink/open-fifo",
+        has("fifo", "n"),
+        do("open", "n", os.O_RDWR, keep="f"),
+        do("unlink", "n"),
+        do("write", "@f", b"x"),
+        gives(b"x", "read", "@f", 1),
+    )
     for count in (2, 50):
         yield case(f"unlink/many-open-unlinked/{count}", *(
             step for n in range(count) for step in (do("spew", f"n{n}", b"%d" % n), do("open", f"n{n}", os.O_RDONLY, keep=f"f{n}"), do("unlink", f"n{n}"))
@@ -87,14 +189,28 @@ def _open_files() -> Iterator[Case]:
 
 def _dots() -> Iterator[Case]:
     yield case("rmdir/dot", folder("d"), fails(EINVAL, "rmdir", "d/."), attrs("d", kind="dir"))
-    yield case("rmdir/dot-dot", folder("d"), folder("d/e"), fails((ENOTEMPTY, EEXIST, EINVAL), "rmdir", "d/e/.."), attrs("d/e", kind="dir"))
+    yield case(
+        "rmdir/dot-dot", folder("d"), folder("d/e"), fails((ENOTEMPTY, EEXIST, EINVAL), "rmdir", "d/e/.."), attrs("d/e", kind="dir")
+    )
     yield case("rmdir/dot-here", fails(EINVAL, "rmdir", "."))
     yield case("rmdir/root-of-all", fails((EBUSY, EPERM, EACCES), "rmdir", "/", who=ROOT))
     yield case("rmdir/slash-behind", folder("d"), do("rmdir", "d/"), absent("d"))
     yield case("unlink/slash-behind-a-file", has("file", "n"), fails(ENOTDIR, "unlink", "n/"), attrs("n", kind="file"))
     yield case("unlink/slash-behind-a-folder", folder("d"), fails((EISDIR, EPERM, ENOTDIR), "unlink", "d/"), attrs("d", kind="dir"))
-    yield case("unlink/slash-behind-a-symlink-to-a-file", has("file", "n"), do("symlink", "n", "s"), fails(ENOTDIR, "unlink", "s/"), attrs("s", kind="symlink"))
-    yield case("rmdir/slash-behind-a-symlink-to-a-folder", folder("d"), do("symlink", "d", "s"), fails(ENOTDIR, "rmdir", "s/"), attrs("d", kind="dir"))
+    yield case(
+        "unlink/slash-behind-a-symlink-to-a-file",
+        has("file", "n"),
+        do("symlink", "n", "s"),
+        fails(ENOTDIR, "unlink", "s/"),
+        attrs("s", kind="symlink"),
+    )
+    yield case(
+        "rmdir/slash-behind-a-symlink-to-a-folder",
+        folder("d"),
+        do("symlink", "d", "s"),
+        fails(ENOTDIR, "rmdir", "s/"),
+        attrs("d", kind="dir"),
+    )
     yield case("unlink/dot", fails((EISDIR, EPERM, EINVAL), "unlink", "."))
 
 
