@@ -153,6 +153,9 @@ class Session(Notifications):
                     continue
                 self._on_read_failed(failed)
                 break
+            if length == 0:  # the device never does this; a socket in a test that was closed does
+                self._on_ended()
+                break
             self._on_message(buffer, length)
             if not is_free(buffer):  # a write's data is still looked at
                 buffer = self._pool.take()
@@ -163,6 +166,9 @@ class Session(Notifications):
     def _on_read_failed(self, failed: OSError) -> None:
         if failed.errno not in {errno.ENODEV, errno.ECONNABORTED}:
             log.error("reading the FUSE device failed, the mount ends: %s", failed)
+        self._on_ended()
+
+    def _on_ended(self) -> None:
         self._stop()
         for waiting in list(self._waiting.values()):
             waiting.task.cancel()
@@ -281,7 +287,7 @@ class Session(Notifications):
         interrupted = unique in self._interrupted
         self._interrupted.discard(unique)
         self._payload_bytes -= waiting.payload_bytes
-        self._answer(unique, waiting, task, interrupted=interrupted)
+        self._answer(unique, waiting, task, interrupted=interrupted)  # after the end it only looks at the result
         if waiting.buffer is not None:
             self._pool.give_back(waiting.buffer)
         if self._paused and not self._is_full() and not self._ended.is_set():
@@ -307,6 +313,8 @@ class Session(Notifications):
     # answering
 
     def _send(self, unique: int, body: replies.Encoded) -> None:
+        if self._ended.is_set():
+            return
         try:
             if isinstance(body, list):
                 parts = body if len(body) <= IOV_MAX else [b"".join(body)]
@@ -327,7 +335,7 @@ class Session(Notifications):
 
     def _send_error(self, unique: int, number: int, *, reply: bool = True) -> None:
         self._errors[number] += 1
-        if not reply:
+        if not reply or self._ended.is_set():
             return
         try:
             os.write(self.fd, replies.header(unique, 0, number if 0 < number < ERRNO_END else errno.EIO))
