@@ -533,3 +533,80 @@ def test_noise_is_a_bad_message_and_never_a_crash(noise):
         except model.BadMessage:
             continue
         assert msgspec.msgpack.decode(noise) is not None
+
+
+# --- arrays
+
+
+def array_spec(count, **fields):
+    return JobSpec(job=names.array_id(b"\7" * 8), vo="demo", user="alice", argv=["true"], detached=True, count=count, **fields)
+
+
+def submit_array(bench, seq, spec):
+    bench.records.update((job, (spec, b"record")) for job in spec.tasks())
+    return bench.on(Submitted(seq, spec.user, spec.job, b"record", spec))
+
+
+def test_the_tasks_of_an_array_have_consecutive_ids_that_tell_their_number():
+    spec = array_spec(10_000)
+    tasks = spec.tasks()
+    assert len(set(tasks)) == 10_000
+    assert [names.task_index(names.check_job(job)) for job in tasks] == list(range(10_000))
+    assert (tasks[0], spec.task(tasks[7]).env, spec.task(tasks[7]).count) == (spec.job, {"XOS_INDEX": "7"}, 1)
+
+
+@pytest.mark.parametrize("foreign", [names.task_id(names.array_id(b"\7" * 8), 3), names.job_id(b"\1" * 8)])
+def test_a_submission_speaks_of_no_job_beside_its_tasks(foreign):
+    with pytest.raises(BadSpec):
+        array_spec(3).task(foreign)
+
+
+@pytest.mark.parametrize("fields", [{"job": names.task_id(names.array_id(b"\7" * 8), 1)}, {"detached": False}, {"count": 10_001}])
+def test_an_array_that_cannot_be_is_refused(fields):
+    with pytest.raises(BadSpec):
+        JobSpec(
+            **{
+                "job": names.array_id(b"\7" * 8),
+                "vo": "demo",
+                "user": "alice",
+                "argv": ["true"],
+                "detached": True,
+                "count": 2,
+                **fields,
+            }
+        )
+
+
+def test_an_array_is_one_submission_and_one_record_in_orders_and_a_row_for_each_task():
+    bench = Bench()
+    bench.beat(slots=8)
+    spec = array_spec(5)
+    (orders,) = orders_of(submit_array(bench, 1, spec))
+    assert [(s.job, s.record) for s in orders.starts] == [(job, b"" if at else b"record") for at, job in enumerate(spec.tasks())]
+    assert {row.state for row in bench.rows.values()} == {State.PLACED}
+    bench.beat(slots=8, ended=[Ended(spec.tasks()[3], 1, Cause.EXITED, "", {"code": 3})])
+    assert [row.job for row in bench.rows.values() if row.state is State.ENDED] == [spec.tasks()[3]]
+
+
+def test_a_successor_makes_the_rows_of_an_array_that_a_dead_manager_did_not_come_to_write():
+    bench = Bench()
+    spec = array_spec(4)
+    submit_array(bench, 1, spec)
+    for job in spec.tasks()[2:]:
+        del bench.rows[job]
+    bench.machine = bench.make(2)
+    submit_array(bench, 1, spec)
+    assert sorted(bench.rows) == sorted(spec.tasks())
+    assert len(bench.machine.rows()) == 4
+
+
+def test_pages_of_a_list_go_on_within_an_array():
+    bench = Bench()
+    submit_array(bench, 1, array_spec(5))
+    bench.submit(2)
+    seen, more, behind = [], True, {}
+    while more:
+        page = answer_of(bench.ask("list", limit=2, **behind)).result
+        seen += [view["job"] for view in page["jobs"]]
+        more, behind = page["more"], {"after": page["jobs"][-1]["seq"], "after_job": seen[-1]}
+    assert seen == [*array_spec(5).tasks(), job_name(2)]

@@ -38,7 +38,8 @@ def test_seeds_that_once_found_bugs_stay_clean(seed):
 def test_a_quiet_grid_ends_every_job_at_its_first_attempt():
     plan = Plan(1, jobs=40, lost=0, doubled=0, late=0, fault_every_s=1e9, refusal=0, rough_s=20)
     rows = simulate(plan)
-    assert len(rows) == 40
+    arrays = len(range(0, 40, simjobs.ARRAY_EACH))
+    assert len(rows) == 40 + arrays * (simjobs.ARRAY_TASKS - 1)
     assert all(row.attempt <= 1 for row in rows.values())
 
 
@@ -79,8 +80,9 @@ CUT_OFF = Plan(1, jobs=1, lost=0, doubled=0, late=0, refusal=0, rough_s=10, job_
 
 
 def test_a_cut_off_node_kills_what_starts_elsewhere_although_its_daemon_dies_all_the_time():
-    (row,) = simulate(CUT_OFF, CutOff).values()
-    assert (row.outcome, row.losses) == (model.Outcome.EXITED, 1)
+    rows = simulate(CUT_OFF, CutOff).values()  # an array: one of its tasks waits for room on the node when that is cut off
+    assert {row.outcome for row in rows} == {model.Outcome.EXITED}
+    assert max(row.losses for row in rows) == 1
 
 
 def test_the_checker_finds_a_node_that_does_not_remember_its_contact(monkeypatch):

@@ -461,9 +461,14 @@ class NodeJobs:
             return
         why = f"node {self._node} was cut off from the VO for {model.LEASE_S:g} s"
         running = await self._commit.do(self._store.mark_fenced, keys, why, self._hooks.wall_at())
+        waiting = [key for key in running if key in self._held and not self._held[key].launched]
         for key in keys:
-            if key not in running:
+            if key not in running or key in waiting:
                 self._held.pop(key, None)
+        if waiting:  # noted as handed over and not yet given to jobd: a kill would find nothing, and then it would start
+            lost = [Ended(*key, Cause.LOST, why) for key in waiting]
+            await self._commit.do(self._store.ended, lost, self._hooks.wall_at())
         for job, attempt in running:
-            with contextlib.suppress(NotFound):
-                await self._hooks.signal(job, attempt, model.SIGKILL)
+            if (job, attempt) not in waiting:
+                with contextlib.suppress(NotFound):
+                    await self._hooks.signal(job, attempt, model.SIGKILL)
