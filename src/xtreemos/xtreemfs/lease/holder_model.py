@@ -139,7 +139,7 @@ class RenewAnswered(Event, frozen=True):
 
 
 class SessionOver(Event, frozen=True):
-    """The MRC says that our session has expired (to a renewal, a request, or OpenSession: then it must be tried again later)."""
+    """The MRC says that our session has expired (to a renewal, a request, or OpenSession itself)."""
 
 
 class Tick(Event, frozen=True):
@@ -219,10 +219,13 @@ class SendRenew(Effect, frozen=True):
 
 
 class OpenSession(Effect, frozen=True):
-    """Send `protocol.OpenSession` with this and the locks, and remember when. After SessionOver: RENEW_S later."""
+    """Send `protocol.OpenSession` with this and the locks, and remember when."""
 
     held: tuple[Claim, ...]
-    later: bool = False
+
+
+class Reopen(Effect, frozen=True):
+    """Feed Connected again, REOPEN_S from now."""
 
 
 class Suspend(Effect, frozen=True):

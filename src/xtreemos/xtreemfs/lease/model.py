@@ -17,6 +17,8 @@ LEASE_S = 10.0
 RENEW_S = 2.5
 MARGIN_S = 1.0
 """The client stops so much earlier: for clocks whose rates differ (by up to 5 % each way), and for dropping what the kernel caches."""
+REOPEN_S = 0.5
+"""A client whose session is over opens it again after so long."""
 RECALL_ANSWER_S = 45.0
 """A live client that leaves a recall unanswered for so long is not renewed any more: it ends up as if it were cut off."""
 LAPSED_S = 3600.0

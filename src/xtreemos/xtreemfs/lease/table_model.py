@@ -15,6 +15,18 @@ class Event(msgspec.Struct, frozen=True):
     """Base of what happens to the table."""
 
 
+class Writer(msgspec.Struct, frozen=True):
+    """From the store, for a restart: this client was given WRITE (or writing shared) and is not known to have given it back.
+
+    Only rows of the inode's largest epoch. A row whose fence was begun has `client` "": nobody can have it back.
+    """
+
+    ino: int
+    client: str
+    epoch: int
+    through: Level = Level.NONE
+
+
 class Open(Event, frozen=True):
     """A client opened its session, or opened it again, on a new connection."""
 
@@ -147,7 +159,7 @@ class Refuse(Effect, frozen=True):
 
 
 class NoSession(Effect, frozen=True):
-    """Operation or renewal of a client whose session is over: it must open it again. `op` 0: a renewal."""
+    """Operation, or (`op` 0) renewal, release or forgetting of a client whose session is over: it must open it again."""
 
     client: str
     op: int = 0
@@ -178,7 +190,7 @@ class Renewed(Effect, frozen=True):
 
 
 class Lapsed(Effect, frozen=True):
-    """The client's session has expired: its locks go to others now. (Its leases go one by one, when somebody wants them.)"""
+    """The client's session has expired: its locks go to others now. Its leases go one by one, when somebody wants them."""
 
     client: str
 
