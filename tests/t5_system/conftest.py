@@ -12,6 +12,7 @@ import os
 import pexpect
 import pytest
 
+from ghostkit import Agent, build, python_ghost
 from gridkit import Grid, Shell
 
 
@@ -59,3 +60,19 @@ def own_shell(grid):
     one = Shell(grid)
     yield one
     one.end()
+
+
+@pytest.fixture(scope="module", params=["c", "python"])
+def ghost(request, tmp_path_factory):
+    """The ghost program, built, and its fallback."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return build(folder) if request.param == "c" else python_ghost(folder)
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory):
+    """An agent for ghosts that runs programs on this machine; it must have had nothing to complain of."""
+    one = Agent(tmp_path_factory.mktemp("agent") / "s")
+    yield one
+    one.stop()
+    assert one.log.read_text() == ""

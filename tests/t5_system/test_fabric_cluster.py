@@ -8,12 +8,12 @@ import time
 
 import pytest
 
+from natskit import grid_of, running
 from xtreemos.fabric import subjects
 from xtreemos.fabric.errors import KeyExists, LeaseTaken, RevisionMismatch, Unreachable
 from xtreemos.fabric.kv import Deleted, Entry
 from xtreemos.fabric.lease import Lease
 from xtreemos.fabric.stream import Synced, scale_streams, stream_info
-from xtreemos.testing.natsgrid import NatsGrid
 
 WRITERS = 4
 WATCHERS = 3
@@ -21,14 +21,8 @@ WATCHERS = 3
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    with asyncio.Runner() as runner:
-        grid = NatsGrid(tmp_path_factory.mktemp("cluster"), servers=3)
-        try:
-            runner.run(grid.start())
-            runner.run(_prepare(grid))
-            yield runner, grid
-        finally:
-            runner.run(grid.stop())
+    with grid_of(tmp_path_factory, _prepare, servers=3) as world:
+        yield world
 
 
 async def _prepare(grid):
@@ -39,17 +33,7 @@ async def _prepare(grid):
 
 @pytest.fixture
 def run(world):
-    runner, grid = world
-
-    def go(claim, limit_s=40):
-        async def main():
-            async with asyncio.timeout(limit_s):
-                await claim(grid)
-                await mend(grid)
-
-        runner.run(main())
-
-    return go
+    return running(world, 40, mend)
 
 
 async def mend(grid):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from natskit import grid_of, running
 from xtreemos.errors import InternalError, PermissionRefused, RemoteError, TryLater
 from xtreemos.fabric import grow, jwt, kv, natsserver, subjects
 from xtreemos.fabric.batch import AtomicBatch
@@ -22,14 +23,8 @@ REFUSED = pytest.mark.log_warnings(r"the fabric refused")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    with asyncio.Runner() as runner:
-        grid = NatsGrid(tmp_path_factory.mktemp("grid"))
-        try:
-            runner.run(grid.start())
-            runner.run(_prepare(grid))
-            yield runner, grid
-        finally:
-            runner.run(grid.stop())
+    with grid_of(tmp_path_factory, _prepare) as world:
+        yield world
 
 
 async def _prepare(grid):
@@ -43,16 +38,7 @@ async def _prepare(grid):
 
 @pytest.fixture
 def run(world):
-    runner, grid = world
-
-    def go(claim, limit_s=20):
-        async def main():
-            async with asyncio.timeout(limit_s):
-                await claim(grid)
-
-        runner.run(main())
-
-    return go
+    return running(world, 20)
 
 
 # ---- requests

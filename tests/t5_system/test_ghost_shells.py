@@ -8,21 +8,7 @@ import signal
 
 import pytest
 
-from ghostkit import PROMPT, Agent, Shell, build, python_ghost, state, until, watches_signals
-
-
-@pytest.fixture(scope="module", params=["c", "python"])
-def ghost(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    return build(folder) if request.param == "c" else python_ghost(folder)
-
-
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory):
-    one = Agent(tmp_path_factory.mktemp("agent") / "s")
-    yield one
-    one.stop()
-    assert one.log.read_text() == ""
+from ghostkit import PROMPT, Shell, state, until, watches_signals
 
 
 @pytest.fixture

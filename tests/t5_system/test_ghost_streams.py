@@ -12,24 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from ghostkit import Agent, Shell, build, python_ghost, state, until, watches_signals
+from ghostkit import Agent, Shell, state, until, watches_signals
 
 FATAL = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 24, 25, 26, 27, 29, 30, 31, 34, 50, 64]
 PIPE_BYTES = 64 * 1024 * 1024
-
-
-@pytest.fixture(scope="module", params=["c", "python"])
-def ghost(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    return build(folder) if request.param == "c" else python_ghost(folder)
-
-
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory):
-    one = Agent(tmp_path_factory.mktemp("agent") / "s")
-    yield one
-    one.stop()
-    assert one.log.read_text() == ""
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from xtreemos.fabric.caller import Caller
 from xtreemos.foundation import frames
 from xtreemos.foundation.files import unlink_own
 from xtreemos.foundation.frames import Frame, Kind
+from xtreemos.foundation.peers import peer_ids
 
 log = logging.getLogger(__name__)
 
@@ -630,12 +631,6 @@ class Server:
             peer.close()
 
 
-def peer_uid(sock: socket.socket) -> tuple[int, int]:
-    """Return (pid, uid) of the process at the other end of a Unix socket, as the kernel knows it."""
-    pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return pid, uid
-
-
 async def serve_unix(path: Path, handlers: Mapping[str, Handler], *, mode: int = 0o600, allowed_uid: int | None = None) -> Server:
     """Listen on a Unix socket; callers are `local` with the uid the kernel tells.
 
@@ -659,7 +654,7 @@ async def serve_unix(path: Path, handlers: Mapping[str, Handler], *, mode: int =
                 sock, _address = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            _pid, uid = peer_uid(sock)
+            _pid, uid = peer_ids(sock)
             if allowed_uid is not None and uid != allowed_uid:
                 sock.close()
                 continue
@@ -691,7 +686,7 @@ async def connect_unix(path: Path, handlers: Mapping[str, Handler] | None = None
     except OSError as error:
         sock.close()
         raise NoConnection(f"nothing listens on {path}", "is the node up? try `xos status`") from error
-    _pid, uid = peer_uid(sock)
+    _pid, uid = peer_ids(sock)
     peer = Peer(handlers or {}, caller=Caller(kind="local", uid=uid), ours_odd=True, label=str(path))
     _UnixLink(sock, peer)
     return peer

@@ -24,10 +24,11 @@ import os
 import selectors
 import signal
 import socket
-import struct
 import sys
 import time
 from typing import Any
+
+from xtreemos.foundation.peers import peer_ids
 
 SERVICE = "org.xtreemos.vo"
 CONNECTIONS_MAX = 128
@@ -174,7 +175,7 @@ class _Connection:
         self.deadline = now + DEADLINE_S
         self.data = b""
         self.out = b""
-        _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        _pid, uid = peer_ids(sock)
         self.privileged = uid == 0
 
 

@@ -21,6 +21,7 @@ import signal
 import sys
 import time
 
+from xtreemos.foundation.reaping import ended_children
 from xtreemos.node.supervision import Service, Start, Supervision, Terminate
 
 LOG_BYTES_MAX = 8 << 20  # then the file is copied to NAME.1 and emptied
@@ -150,13 +151,7 @@ class Supervisor:
 
     def _reap(self) -> None:
         """Take in every child that has ended: services, and orphans that the kernel gave to us."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, status in ended_children():
             name = next((name for name, entry in self._core.entries.items() if entry.pid == pid), None)
             if name is not None:
                 self._exited(name, _how(status))

@@ -17,7 +17,6 @@ import logging
 import os
 import signal
 import socket
-import struct
 import termios
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -46,6 +45,7 @@ from xtreemos.aem.agent.ports import (
 from xtreemos.aem.agent.pumps import OutPump, Port, put_back, same_file
 from xtreemos.errors import NotFound, XosError
 from xtreemos.foundation.files import unlink_own
+from xtreemos.foundation.peers import peer_ids
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,6 @@ OUTPUT_WAITING_BYTES_MAX = 2 * 1024 * 1024  # per ghost; above it no event of it
 MESSAGES_AT_ONCE = 16
 LAST_CALLS_S = 5.0  # to hand the last signals to a run that is being left
 
-_UCRED = struct.Struct("3i")
 
 
 class AlreadyServed(XosError):
@@ -126,7 +125,7 @@ class GhostServer:
                 log.warning("cannot accept a ghost: %s", error)
                 return
             connection.setblocking(False)
-            pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            pid, uid = peer_ids(connection)
             if uid != os.getuid() or len(self.ghosts) >= GHOSTS_MAX:
                 log.warning("refused a ghost of uid %d (pid %d)", uid, pid)
                 connection.close()

@@ -20,9 +20,9 @@ from xtreemos.aem.agent import sshwire
 from xtreemos.aem.agent.nodes import Candidate
 from xtreemos.aem.agent.session import Session
 from xtreemos.errors import XosError
-from xtreemos.fabric.rpc import peer_uid
 from xtreemos.foundation.files import write_atomically
 from xtreemos.foundation.paths import SSHD_PORT
+from xtreemos.foundation.peers import peer_ids
 from xtreemos.names import unix_name
 from xtreemos.vo.errors import BadCredential
 from xtreemos.vo.ssh import key_blob, parse
@@ -92,7 +92,7 @@ class SshAgent:
             sock, _address = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
-        if peer_uid(sock)[1] != os.getuid() or len(self._clients) >= CLIENTS_MAX:
+        if peer_ids(sock)[1] != os.getuid() or len(self._clients) >= CLIENTS_MAX:
             sock.close()
             return
         task = asyncio.create_task(self._serve(sock), name="ssh agent client")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import array
 import os
 import socket
-import struct
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -30,12 +29,6 @@ class Channel(Protocol):
     def on_frame(self, frame: Frame) -> None: ...
     def on_writable(self) -> None: ...
     def on_gone(self) -> None: ...
-
-
-def peer_uid(sock: socket.socket) -> int:
-    """Uid of the process at the other end, by the kernel's word."""
-    _, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return int(uid)
 
 
 class Connection:

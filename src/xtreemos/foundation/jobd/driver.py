@@ -16,7 +16,7 @@ from xtreemos import __version__
 from xtreemos.errors import InternalError, TryLater, XosError
 from xtreemos.foundation.cgroups import Cgroups
 from xtreemos.foundation.frames import Frame, Kind
-from xtreemos.foundation.jobd.connection import Connection, peer_uid
+from xtreemos.foundation.jobd.connection import Connection
 from xtreemos.foundation.jobd.container import Runtime
 from xtreemos.foundation.jobd.job import Job
 from xtreemos.foundation.jobd.loop import READ, Loop
@@ -34,6 +34,7 @@ from xtreemos.foundation.jobd.model import (
 from xtreemos.foundation.jobd.pump import Attachment
 from xtreemos.foundation.jobd.store import FormerJob, recover
 from xtreemos.foundation.jobd.task import Task, Tasks
+from xtreemos.foundation.peers import peer_ids
 
 CONNECTIONS_MAX = 4096  # one per attached job
 JOBS_MAX = 8192
@@ -98,7 +99,7 @@ class Jobd:
 
     def _on_connect(self, _events: int) -> None:
         sock, _ = self._listener.accept()
-        if peer_uid(sock) != 0 or len(self._connections) >= CONNECTIONS_MAX:
+        if peer_ids(sock)[1] != 0 or len(self._connections) >= CONNECTIONS_MAX:
             sock.close()
             return
         self._connections.add(Connection(self._loop, sock, self._on_call, self._connections.discard))

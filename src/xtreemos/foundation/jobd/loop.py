@@ -12,6 +12,8 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 
+from xtreemos.foundation.reaping import ended_children
+
 Ready = Callable[[int], None]
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
@@ -88,13 +90,7 @@ class Loop:
         self._reap()
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, status in ended_children():
             ended = self._children.pop(pid, None)
             if ended is not None:
                 _guarded(partial(ended, status))
