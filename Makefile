@@ -18,6 +18,7 @@ test: setup  ## lint, types, house checks, all test tiers
 
 bench: setup  ## benchmarks side by side with peers, as ratios
 	@$(PYTHON) bench/run.py
+	@$(PYTHON) bench/fs.py
 
 soak: setup  ## long runs with faults
 	@$(PYTHON) bench/soak.py

@@ -24,6 +24,7 @@ from typing import Any
 import report
 from driver import Driver, MeasureFailed
 from entry import FULL, QUICK, Contender, Entry, Sizes
+from packages import install_packages
 from peers.crun import Crun, Local
 from peers.ours import Ours
 from peers.slurm import Slurm
@@ -33,7 +34,6 @@ from stats import summarise, time_text
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 OUT = ROOT / "build" / "bench"
-PACKAGES = ROOT / "tools" / "apt-packages-bench.txt"
 WAIT_S = {"batch": 900.0, "pipe": 300.0}
 CONTENDERS: dict[str, Callable[[], Contender]] = {
     "xos": Ours,
@@ -97,22 +97,6 @@ def parse() -> argparse.Namespace:
         "--group", action="append", choices=[group.key for group in report.GROUPS], help="only this table (may be repeated)"
     )
     return parser.parse_args()
-
-
-def install_packages() -> None:
-    """Install the Debian packages of the peers that are missing; their services are not started."""
-    wanted = [
-        line.strip() for line in PACKAGES.read_text(encoding="utf-8").splitlines() if line.strip() and not line.startswith("#")
-    ]
-    query = ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *wanted]
-    have = subprocess.run(query, check=False, capture_output=True, text=True, timeout=60).stdout.splitlines()
-    missing = [name for name in wanted if f"{name} installed" not in have]
-    if not missing:
-        return
-    print(f"bench: installing {' '.join(missing)}", flush=True)
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "SYSTEMD_OFFLINE": "1"}
-    for command in (["apt-get", "-qq", "update"], ["apt-get", "-qq", "install", "-y", "--no-install-recommends", *missing]):
-        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=600)
 
 
 def remove_leftovers() -> None:
