@@ -1,11 +1,13 @@
 """The bundle that a sandbox becomes, as far as it can be judged without a kernel."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from xtreemos.foundation.cgroups import _mounts, cgroup_path
-from xtreemos.foundation.sandbox import BadSandbox, Bind, SandboxSpec, SystemTree, bundle_config
+from xtreemos.foundation.sandbox import BadSandbox, Bind, SandboxSpec, SystemTree, bundle_config, make_root, write_bundle
 from xtreemos.foundation.seccomp import seccomp_profile
 
 SPEC = SandboxSpec(
@@ -79,3 +81,18 @@ def test_hierarchies_are_read_from_mountinfo():
     text = "30 25 0:26 / /sys/fs/cgroup rw - cgroup2 none rw\n31 25 0:27 / /x/a\\040b rw shared:3 - cgroup none rw,memory\n32 25 0:28 / /tmp rw - tmpfs x rw"
     rows = [(kind, str(point), "memory" in options) for kind, point, options in _mounts(text)]
     assert rows == [("cgroup2", "/sys/fs/cgroup", False), ("cgroup", "/x/a b", True)]
+
+
+def test_a_root_that_is_made_already_is_used_read_only_and_spares_the_bundle_its_own(tmp_path):
+    root, folder = tmp_path / "roots" / "7", tmp_path / "job"
+    root.parent.mkdir()
+    folder.mkdir()
+    make_root(root, SPEC.system)
+    make_root(root, SPEC.system)
+    spec = replace(SPEC, root=str(root), uid=os.getuid() or 1, fifo_dir=str(folder / "fifo"))
+    bundle = write_bundle(folder, spec)
+    assert bundle_config(spec)["root"] == {"path": str(root), "readonly": True}
+    assert (root / "bin").readlink() == Path("usr/bin")
+    assert [entry.name for entry in bundle.iterdir()] == ["config.json"]
+    with pytest.raises(BadSandbox):
+        replace(SPEC, root="roots/7")

@@ -6,6 +6,7 @@ Everything from the program's name on belongs to the program, with or without `-
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -98,6 +99,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@functools.cache  # making one costs a tenth of a start
 def _parser(name: str) -> Parser:
     if name == "run":
         parser = Parser(

@@ -77,7 +77,8 @@ class SandboxSpec:
     `home` must exist on the host and is shown writable at the same path. `netns` None is a network with nothing but loopback.
     `terminal` is (rows, columns) or None. `stderr_apart`: beside the terminal
     jobd gives a pipe for standard error. `stdio_fds`: jobd passes the caller's own descriptors. `serves_tasks`: init starts `argv`
-    once for each order of jobd's, and not before (the tasks of an array). `cwd` missing inside: the job
+    once for each order of jobd's, and not before (the tasks of an array). `root` is a folder that `make_root` made, for jobs of one
+    user in one VO only (mount points stay in it, and tell names); None: one of the job's own. `cwd` missing inside: the job
     gets a warning line and works in `home`. `hidden` paths show as empty. `nice` below 0 needs a privilege no job has: 0 then.
     """
 
@@ -101,6 +102,7 @@ class SandboxSpec:
     stderr_apart: bool = False
     stdio_fds: bool = False
     serves_tasks: bool = False
+    root: str | None = None
     work: tuple[Bind, ...] = ()
     userdb_dir: str | None = None
     netns: str | None = None
@@ -110,7 +112,7 @@ class SandboxSpec:
     def __post_init__(self) -> None:
         if not self.argv or any("\0" in word for word in self.argv):
             raise BadSandbox("a job needs a program", "give PROG [ARG]...")
-        for path in (self.home, self.fifo_dir, self.init_path, *(bind.source for bind in self.work)):
+        for path in (self.home, self.fifo_dir, self.init_path, self.root or "/", *(bind.source for bind in self.work)):
             if not path.startswith("/") or "\0" in path or "/../" in f"{path}/":
                 raise BadSandbox(f"{path[:80]!r} is not an absolute path without ..")
         for name, _, _ in self.rlimits:
@@ -188,7 +190,7 @@ def bundle_config(spec: SandboxSpec) -> dict[str, Any]:
             "noNewPrivileges": True,
             "oomScoreAdj": OOM_SCORE,
         },
-        "root": {"path": "rootfs", "readonly": True},
+        "root": {"path": spec.root or "rootfs", "readonly": True},
         "hostname": spec.hostname,
         "mounts": _mounts(spec),
         "linux": {
@@ -215,19 +217,25 @@ def probe_system() -> SystemTree:
     return SystemTree(tuple(folders), (*links, ("/var/run", "/run"), ("/var/lock", "/run/lock")))
 
 
+def make_root(root: Path, system: SystemTree) -> None:
+    """Make the folder `root` and the links of `system` in it; what is there already stays."""
+    root.mkdir(parents=True, exist_ok=True)
+    for path, target in system.links:
+        link = root / path[1:]
+        if not link.is_symlink():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(target)
+
+
 def write_bundle(folder: Path, spec: SandboxSpec) -> Path:
     """Make `folder/bundle` and the FIFO folder named in `spec`; return the bundle's path.
 
     `folder` must exist, 0700 and root's. Making it again over an old one is allowed.
     """
     bundle = folder / "bundle"
-    root = bundle / "rootfs"
-    root.mkdir(parents=True, exist_ok=True)
-    for path, target in spec.system.links:
-        link = root / path[1:]
-        if not link.is_symlink():
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(target)
+    bundle.mkdir(parents=True, exist_ok=True)
+    if spec.root is None:
+        make_root(bundle / "rootfs", spec.system)
     make_fifo(Path(spec.fifo_dir), spec.uid)
     (bundle / "config.json").write_bytes(msgspec.json.encode(bundle_config(spec)))  # ten times as fast as the json module
     return bundle

@@ -38,6 +38,7 @@ from xtreemos.node.config import NodeConfig
 from xtreemos.vo.admission import Admission
 from xtreemos.vo.audit import Audit
 from xtreemos.vo.cda import Cda
+from xtreemos.vo.chaincache import ChainCache
 from xtreemos.vo.client import CdaClient, Issued
 from xtreemos.vo.document import Trust
 from xtreemos.vo.errors import Revoked
@@ -47,7 +48,6 @@ from xtreemos.vo.model import PublicNode, PublicUser, Revocation
 from xtreemos.vo.registry import Registry
 from xtreemos.vo.revocation import RevocationSet
 from xtreemos.vo.watching import follow
-from xtreemos.vo.x509 import verify_user_x509
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +115,7 @@ class VoRuntime:
         self.fabric = fabric
         self.secrets = secrets
         self.revoked = RevocationSet()
+        self._chains = ChainCache()
         self.audit = Audit(folder / "audit.jsonl")
         self.admission = Admission(issued.trust, self.revoked, self.audit, time.time)
         self.users: dict[str, PublicUser] = {}
@@ -188,7 +189,7 @@ class VoRuntime:
 
     def verify_chain(self, chain: Any, at: float) -> Caller:
         """Judge the certificates of a submission; they must have been valid when it was made."""
-        caller, issued_at = verify_user_x509(list(chain), self.issued.trust, int(at))
+        caller, issued_at = self._chains.verify(chain, self.issued.trust, int(at))
         if self.revoked.covers(caller, issued_at):
             raise Revoked(f"the session of {caller} was revoked")
         return caller
