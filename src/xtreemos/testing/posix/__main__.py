@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -68,11 +69,14 @@ def main(argv: Sequence[str]) -> int:
     said = options(argv)
     host = suite.host_facts(said.uid_base)
     cases = suite.chosen(list(suite.all_cases(host)), said.only)[:: said.sample]
+    if said.pretend:  # a call left out may leave a helper process waiting for it
+        cases = [one for one in cases if not one.uses_actors]
     if said.list or said.show:
         return _show(cases, steps=said.show)
     if os.geteuid() != 0:
         print("the suite takes on other users' identities: run it as root", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the run's folder goes
     deviations = [one for path in said.deviations for one in known.parse(Path(path).read_text(encoding="utf-8"))]
     deviations += [] if said.no_known else known.for_folder(said.folder)
     started = time.monotonic()

@@ -24,7 +24,7 @@ _LENGTH = struct.Struct("<I")
 
 
 class Stuck(Exception):
-    """An actor gave no answer in time."""
+    """An actor gave no answer in time, or died: of SIGBUS, say, when a mapping could not be read."""
 
 
 def _receive(channel: socket.socket) -> bytes:
@@ -89,7 +89,9 @@ class Actor:
         """The answer of the call under way. Raises Stuck after ANSWER_S_MAX."""
         if not self.finished_within(ANSWER_S_MAX):
             raise Stuck
-        error, value = msgspec.msgpack.decode(_receive(self._channel), type=tuple[int, object])
+        if not (body := _receive(self._channel)):
+            raise Stuck
+        error, value = msgspec.msgpack.decode(body, type=tuple[int, object])
         self._waiting = False
         return Outcome(error, value)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 OWNER, PEER, MEMBER, OTHER, ROOT = "owner", "peer", "member", "other", "root"
 CALLERS = (OWNER, PEER, MEMBER, OTHER, ROOT)
@@ -312,3 +312,8 @@ def flat(steps: Iterable[Group]) -> Iterator[Step]:
 def case(name: str, *steps: Group, needs: str = "") -> Case:
     """A case out of steps and groups of steps."""
     return Case(name, tuple(flat(steps)), needs)
+
+
+def in_process(one: Case, actor: str) -> Case:
+    """The same case, with all that users do made in a process of its own: for calls that a broken file system answers with a signal."""
+    return replace(one, steps=tuple(replace(step, actor=step.actor or actor) if step.who != ROOT else step for step in one.steps))

@@ -285,7 +285,7 @@ def _bad() -> Iterator[Case]:
     head = (2).to_bytes(4, "little")
     entry = lambda tag, bits, number=0xFFFFFFFF: (
         tag.to_bytes(2, "little") + bits.to_bytes(2, "little") + number.to_bytes(4, "little")
-    )  # noqa: E731  # used right below
+    )  # used right below
     u, g, o, m = entry(1, 7), entry(4, 5), entry(0x20, 0), entry(0x10, 7)
     bad = {
         "version": (3).to_bytes(4, "little") + u + g + o, "short": head + u + g + o[:-1], "no-owner": head + g + o, "no-group": head + u + o, "no-other": head + u + g, "two-owners": head + u + u + g + o,

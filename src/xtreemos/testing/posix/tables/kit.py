@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from errno import EACCES, EPERM
 
-from xtreemos.testing.posix.model import OWNER, ROOT, Step, do
+from xtreemos.testing.posix.model import OWNER, ROOT, Step, attrs, do, gives
 
 FOREVER_AGO = (1_000_000_000, 123_456_789, 1_100_000_000, 987_654_321)
+
+RW = os.O_RDWR | os.O_CREAT
+PAGE = 4096
+TEXT = bytes(range(1, 256)) * 80
 
 
 def rights(mode: int, who: str, *, user: str = OWNER, group: str = "team") -> int:
@@ -42,3 +47,12 @@ def folder(path: str, mode: int = 0o755, *, user: str = OWNER, group: str = "tea
 def content(path: str, data: bytes) -> Step:
     """Set-up by root: the file at `path` holds this."""
     return do("spew", path, data, who=ROOT)
+
+
+def opened(flags: int = RW, data: bytes = b"") -> tuple[Step, ...]:
+    """Set-up: `n` holds `data` and is open as `f`."""
+    return (do("spew", "n", data), do("open", "n", flags, keep="f"))
+
+
+def ends(data: bytes) -> tuple[Step, ...]:
+    return (gives(data, "slurp", "n"), attrs("n", size=len(data)))

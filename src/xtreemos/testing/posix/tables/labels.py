@@ -138,6 +138,7 @@ def _rights() -> Iterator[Case]:
                     f"setxattr/rights/{kind}/{who}/{octal(mode)}",
                     has(kind, "n", mode),
                     tries(0 if may_write else EACCES, "setxattr", "n", "user.a", b"v", who=who),
+                    gives(["user.a"] if may_write else [], "listxattr", "n", who=ROOT),
                 )
                 yield case(f"getxattr/rights/{kind}/{who}/{octal(mode)}", has(kind, "n", mode), do("setxattr", "n", "user.a", b"v", who=ROOT),
                            gives(b"v", "getxattr", "n", "user.a", who=who) if may_read else fails(EACCES, "getxattr", "n", "user.a", who=who))  # fmt: skip

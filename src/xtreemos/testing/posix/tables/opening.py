@@ -103,19 +103,19 @@ def _permission_of_folders() -> Iterator[Case]:
             yield case(
                 f"open/permission/root/{octal(mode * 0o111)}/{name}",
                 has("file", "n", mode * 0o111),
-                do("open", "n", flags, who=ROOT),
+                _opens(0, "n", flags, ROOT),
             )
 
 
 def _every_mode() -> Iterator[Case]:
-    """All 512 modes for the two who differ most, reading and writing told apart in one case each."""
+    """All 512 modes, for a caller of each class, reading and writing told apart."""
     for mode in range(0o1000):
         steps: list[Group] = [has("file", "n", mode)]
         for who in ("owner", "member", "other"):
             bits = rights(mode, who)
             steps += [
-                tries(denied(bool(bits & 4)), "open", "n", os.O_RDONLY, who=who),
-                tries(denied(bool(bits & 2)), "open", "n", os.O_WRONLY, who=who),
+                _opens(denied(bool(bits & 4)), "n", os.O_RDONLY, who),
+                _opens(denied(bool(bits & 2)), "n", os.O_WRONLY, who),
             ]
         yield case(f"open/every-mode/{octal(mode)}", *steps)
 
@@ -171,7 +171,7 @@ def _flags_by_kind() -> Iterator[Case]:
                 yield case(
                     f"open/flags/{kind}/{'+'.join([access, *chosen])}",
                     *setup,
-                    tries(error, "open", "x", flags | os.O_NONBLOCK),
+                    _opens(error, "x", flags | os.O_NONBLOCK, OWNER, "file" if kind == "symlink" else kind),
                     *after,
                 )
 

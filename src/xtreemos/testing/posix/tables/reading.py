@@ -64,7 +64,8 @@ def _stayed(count: int) -> Callable[[object], bool]:
     wanted = set(_all_names(count))
 
     def test(names: object) -> bool:
-        assert isinstance(names, list)
+        if not isinstance(names, list):
+            return False
         mine = [name for name in names if name in wanted]
         return len(mine) == len(set(mine)) and len(mine) >= count - 5  # up to five came before the removal
 
