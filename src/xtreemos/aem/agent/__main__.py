@@ -262,7 +262,13 @@ async def run(args: argparse.Namespace, password: str) -> None:
         else:
             session = Session(entry, await client_for(entry).login(args.user, password))
         agent = Agent(session, directory, LocalNode(grid.node, args.grid))
-        await agent.start()
+        try:
+            await agent.start()
+        except XosError:
+            if not args.resume:  # nobody will hold this session's keys: it must not stay open for its lifetime
+                with contextlib.suppress(XosError):
+                    await session.cda.call("logout", {})
+            raise
     except XosError as error:
         wire = error.to_wire() if not isinstance(error, RemoteError) else error.wire
         _answer({"error": wire})

@@ -154,7 +154,10 @@ class AgentCore:
         """
         if self.local is None or not self.local.name or hello.descriptors is None or spec.tty or spec.retry or chosen.no_stdin:
             return None
-        best = self.pool.ordered(await self.pool.candidates(spec.where, spec.node), frozenset())[:1]
+        try:
+            best = self.pool.ordered(await self.pool.candidates(spec.where, spec.node), frozenset())[:1]
+        except (NoNode, Unreachable):
+            return None  # `place` looks again, and has the patience for daemons that are just starting anew
         if [one.node for one in best] != [self.local.name]:
             return None
         ticket = await self.local.deposit(hello.descriptors)

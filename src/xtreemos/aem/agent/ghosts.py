@@ -56,7 +56,6 @@ MESSAGES_AT_ONCE = 16
 LAST_CALLS_S = 5.0  # to hand the last signals to a run that is being left
 
 
-
 class AlreadyServed(XosError):
     """Another agent listens on that socket."""
 
