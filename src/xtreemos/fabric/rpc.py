@@ -37,6 +37,7 @@ FDS_MAX = 8
 WRITE_HIGH_BYTES = 4 * frames.WINDOW_BYTES
 TLS_WRITE_BYTES = 64 * 1024
 """Of a tail encrypted at a time: the other end decrypts the last while we encrypt the next (measured: twice the speed of all at once)."""
+JOINED_BYTES_MAX = 8 * 1024  # above, a second write costs less than a copy
 SO_SNDBUFFORCE = 32  # asm-generic/socket.h; Python has no name for it
 SOCKET_BYTES = 1024 * 1024
 """Room of a Unix socket: with the kernel's 208 KiB both ends wake each other five times for one MiB."""
@@ -81,6 +82,9 @@ class TooManyCalls(XosError):
     code = "too-many-calls"
 
 
+_ENDING = (Kind.RESULT, Kind.ERROR)
+
+
 class Call:
     """One open call, seen from either side. Frames arrive in order through `receive`."""
 
@@ -90,6 +94,13 @@ class Call:
         self._inbox: deque[Frame] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._lost: XosError | None = None
+        self._sink: Call | None = None
+
+    def forward_to(self, sink: Call | None) -> None:
+        """Let frames go to `sink` as they arrive, without waking who waits in `receive`; those come as ever that end the call,
+        or that arrive while `sink` takes no more or while earlier ones wait here. None: no longer.
+        """
+        self._sink = sink
 
     async def receive(self) -> Frame:
         """Return the next frame; on the calling side RESULT ends the call and ERROR is raised.
@@ -119,7 +130,11 @@ class Call:
 
     def send_data(self, stream: int, offset: int, data: bytes) -> None:
         """Send stream bytes at `offset`; the caller keeps to WINDOW_BYTES and keeps the bytes until they are acknowledged."""
-        self.peer._write(frames.data_head(self.channel, stream, offset, len(data)))
+        head = frames.data_head(self.channel, stream, offset, len(data))
+        if len(data) <= JOINED_BYTES_MAX:
+            self.peer._write(head + data)  # one record, one packet, and the other side wakes once
+            return
+        self.peer._write(head)
         self.peer._write(data)
 
     def send_ack(self, stream: int, offset: int) -> None:
@@ -143,6 +158,10 @@ class Call:
             self.peer._send(Frame(Kind.CLOSE, self.channel))
 
     def _put(self, frame: Frame) -> None:
+        sink = self._sink
+        if sink is not None and not self._inbox and frame.kind not in _ENDING and sink.peer.takes_more:
+            sink.forward(frame)
+            return
         self._inbox.append(frame)
         if len(self._inbox) >= INBOX_FRAMES_MAX:
             self.peer._pause(self)
@@ -253,6 +272,11 @@ class Peer:
             ) from None
         finally:
             call.close()
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether `drain` would return at once."""
+        return self._link is not None and not self.is_lost and self._link.takes_more
 
     @property
     def is_lost(self) -> bool:
@@ -416,6 +440,10 @@ class _Link:
     async def drain(self) -> None:
         raise NotImplementedError
 
+    @property
+    def takes_more(self) -> bool:
+        raise NotImplementedError
+
     def pause_reading(self) -> None:
         raise NotImplementedError
 
@@ -491,6 +519,10 @@ class _StreamLink(asyncio.BufferedProtocol, _Link):
 
     async def drain(self) -> None:
         await self._writable.wait()
+
+    @property
+    def takes_more(self) -> bool:
+        return self._writable.is_set()
 
     def pause_reading(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -587,6 +619,10 @@ class _UnixLink(_Link):
 
     async def drain(self) -> None:
         await self._writable.wait()
+
+    @property
+    def takes_more(self) -> bool:
+        return self._writable.is_set()
 
     def pause_reading(self) -> None:
         if self._reading and not self._closed:

@@ -698,6 +698,7 @@ class LocalJobs:
 
 async def _pump(source: rpc.Call, target: rpc.Call, target_peer: rpc.Peer) -> Any:
     """Copy frames until RESULT; raises what `source` raises."""
+    source.forward_to(target)
     while True:
         frame = await source.receive()
         if frame.kind is Kind.RESULT:

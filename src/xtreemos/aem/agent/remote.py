@@ -33,6 +33,10 @@ EVENTS_MAX = 64
 SIGNALS_MAX = 64
 ANSWER_S = 5.0
 STDIN = 0
+ACK_BYTES = WINDOW_BYTES // 8
+ACK_DELAY_S = 0.01
+"""A terminal consumes so much, or so long passes, before the node is told: an answer to each echo costs as much as the echo. Short,
+for what is not acknowledged when an agent dies is written to its terminal twice."""
 SAID_ALREADY = frozenset({REASON_NOT_FOUND, REASON_NOT_EXECUTABLE})  # by the far side on standard error, as a shell would
 ENDING_SIGNALS = frozenset({1, 2, 3, 6, 9, 13, 14, 15})
 
@@ -90,6 +94,7 @@ class RemoteRun:
         self._retryable = retryable and spec.retry > 0
         self._events: asyncio.Queue[RunEvent] = asyncio.Queue(EVENTS_MAX)
         self._winsize = spec.tty
+        self._ack_timer: asyncio.TimerHandle | None = None
         self._stale = {1: 0, 2: 0}  # bytes of a lost attempt that are not written yet: not to be acknowledged to the next
         self._reset_streams()
         self._joining = {0, 1, 2} if joined else set()
@@ -127,6 +132,7 @@ class RemoteRun:
         self._stdin = SendWindow()
         self._outputs = {1: ReceiveWindow(), 2: ReceiveWindow()}
         self._consumed = {1: 0, 2: 0}
+        self._told = {1: 0, 2: 0}
         self._room = asyncio.Event()
         self._room.set()
 
@@ -141,7 +147,23 @@ class RemoteRun:
         stale = min(count, self._stale[stream])
         self._stale[stream] -= stale
         self._consumed[stream] += count - stale
-        self.placement.call.send_ack(stream, self._consumed[stream])
+        waiting = self._consumed[stream] - self._told[stream]
+        if self.spec.tty is None or waiting >= ACK_BYTES or self._outputs[stream].end is not None:
+            self._acknowledge(stream)
+        elif self._ack_timer is None:
+            self._ack_timer = asyncio.get_running_loop().call_later(ACK_DELAY_S, self._acknowledge_late)
+
+    def _acknowledge(self, stream: int) -> None:
+        """Tell the node what was consumed."""
+        if self._consumed[stream] > self._told[stream]:
+            self._told[stream] = self._consumed[stream]
+            self.placement.call.send_ack(stream, self._consumed[stream])
+
+    def _acknowledge_late(self) -> None:
+        self._ack_timer = None
+        if self._placement is not None and not self._task.done():
+            for stream in self._told:
+                self._acknowledge(stream)
 
     async def write_stdin(self, data: bytes) -> None:
         """Give bytes to the program; waits while the window is full. Bytes for a closed stdin are dropped, as by a pipe's writer that ignores SIGPIPE."""
@@ -274,7 +296,7 @@ class RemoteRun:
     async def _on_frame(self, frame: Frame) -> bool:
         if frame.kind in (Kind.DATA, Kind.EOF) and frame.stream in self._joining:
             self._joining.discard(frame.stream)
-            self._outputs[frame.stream].offset = self._consumed[frame.stream] = frame.offset
+            self._outputs[frame.stream].offset = self._consumed[frame.stream] = self._told[frame.stream] = frame.offset
         if frame.kind is Kind.DATA:
             window = self._outputs[frame.stream]
             fresh = window.accept(frame.offset, frame.body)
@@ -286,6 +308,7 @@ class RemoteRun:
                 self._room.set()
         elif frame.kind is Kind.EOF:
             self._outputs[frame.stream].on_eof(frame.offset)
+            self._acknowledge(frame.stream)
             await self._events.put(OutputEnded(frame.stream))
         elif frame.kind is Kind.EVENT:
             await self._on_event(frame.body)

@@ -18,7 +18,7 @@ from typing import Any
 
 from xtreemos.errors import XosError
 from xtreemos.foundation.cgroups import Cgroups, Group
-from xtreemos.foundation.frames import CHUNK_BYTES, BadFrame, Frame, Kind
+from xtreemos.foundation.frames import CHUNK_BYTES, WINDOW_BYTES, BadFrame, Frame, Kind
 from xtreemos.foundation.jobd.container import Console, Runtime, complaint, job_folder, read_pid
 from xtreemos.foundation.jobd.loop import READ, Loop
 from xtreemos.foundation.jobd.machine import (
@@ -61,6 +61,8 @@ REMOVE_RETRY_S = 0.05
 PERSIST_RETRY_S = 1.0
 BURY_DELAY_S = 2.0
 SIGNAL_ROUNDS = 8
+ACK_BYTES = WINDOW_BYTES // 8
+ACK_DELAY_S = 0.05  # an answer to each keystroke costs as much as its echo: told when much was taken, at the end, or after this
 
 
 def persist(folder: Path, name: str, value: Any) -> None:
@@ -111,6 +113,7 @@ class Job:
         self._when_started: Callable[[XosError | None], None] | None = None
         self._settled = False  # the exit record is on disk
         self._attachment: Attachment | None = None
+        self._ack_waits = False
         self.tasks: Tasks | None = None
         self._signals = 0  # number of the last signal taken from an attachment that numbers them
 
@@ -368,6 +371,17 @@ class Job:
             attachment.connection.send(Kind.RESULT, attachment.channel, {"exit": self.machine.exit.to_wire()})
 
     def _on_input_moved(self) -> None:
+        if not self._attachment or not self._writer:
+            return
+        stream = self._writer.stream
+        if stream.unacknowledged >= ACK_BYTES or stream.final is not None or stream.broken:
+            self._attachment.acknowledge_input(stream)
+        elif stream.unacknowledged and not self._ack_waits:
+            self._ack_waits = True
+            self._loop.call_later(ACK_DELAY_S, self._acknowledge_late)
+
+    def _acknowledge_late(self) -> None:
+        self._ack_waits = False
         if self._attachment and self._writer:
             self._attachment.acknowledge_input(self._writer.stream)
 

@@ -165,6 +165,11 @@ class InStream:
         self._chunks.clear()
         self.written = self.accepted
 
+    @property
+    def unacknowledged(self) -> int:
+        """Bytes that were written and that the sender was not told of."""
+        return self.written - self.acked
+
     def take_ack(self) -> int | None:
         """Return the offset to acknowledge when it moved since the last call; None otherwise."""
         if self.written == self.acked:
