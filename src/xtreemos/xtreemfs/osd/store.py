@@ -1,0 +1,596 @@
+"""All columns of one OSD: which disk, which are open, who may change what when. It knows no capabilities, callers or messages.
+
+Locks: a column's lock is held by who changes it. Readers take none; one that meets a change half-way asks again with the lock. What runs
+in a thread cannot be stopped, so a cancelled call holds its lock and its open files until the thread is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from xtreemos.xtreemfs.capability import Fence
+from xtreemos.xtreemfs.errors import FsError
+from xtreemos.xtreemfs.model import SUM_BYTES
+from xtreemos.xtreemfs.osd.column import Column, Mismatch
+from xtreemos.xtreemfs.osd.commits import Committer
+from xtreemos.xtreemfs.osd.files import RealDisk, lent_for_writing
+from xtreemos.xtreemfs.osd.marks import damage_row, encode
+from xtreemos.xtreemfs.osd.model import DamageRow, Key, data_name
+from xtreemos.xtreemfs.osd.shelf import Shelf
+from xtreemos.xtreemfs.osd.space import Space
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+OPEN_MAX = 1024
+"""Open columns, two descriptors each. Those in use stay open beyond it."""
+INLINE_BYTES = 128 * 1024
+"""Reads up to this are answered at once if they are in memory; a thread would cost more than they do."""
+THREADS = 4
+FENCES_MAX = 65536
+DIRTY_MAX = 100_000
+"""Columns with changes that were not synced; more wait until a whole disk was synced."""
+DAMAGE_MAX = 10_000
+"""Damage rows kept in memory and told; more are counted."""
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """An open column, or the place of one that does not exist (yet)."""
+
+    key: Key
+    shelf: Shelf | None = None
+    column: Column | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
+    gone: bool = False
+
+
+class Store:
+    """See the module. `shelves` in a fixed order: the first keeps the fences of all files."""
+
+    def __init__(self, shelves: Sequence[Shelf], space: Space, *, boot: str, now: Callable[[], float] = time.time) -> None:
+        self.shelves = list(shelves)
+        self.space = space
+        self.now = now
+        self.damage: dict[tuple[int, int, int], DamageRow] = {}
+        self.damage_count = 0
+        self.failed = 0
+        """Failures of disks so far; each makes another `boot`, for what was not synced may be lost."""
+        self.io_errors = 0
+        self._boot = boot
+        self._commits = {shelf: Committer(shelf.marks.table) for shelf in self.shelves}
+        self._entries: OrderedDict[Key, Entry] = OrderedDict()
+        self._right: dict[Key, int] = {}
+        """Dirty columns whose sums this process knows to be right, with their lengths when they were last open."""
+        self._fences: OrderedDict[int, Fence] = OrderedDict()
+        self._gone: set[int] = {ino for ino, _at in self.shelves[0].marks.gone()}
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="osd")
+        self._settled = asyncio.Event()
+        for shelf in self.shelves:
+            for row in shelf.marks.damage():
+                self._note(row)
+
+    @property
+    def boot(self) -> str:
+        """Changes when unsynced bytes may have been lost: another boot of the machine, or a failed sync."""
+        return f"{self._boot}.{self.failed}" if self.failed else self._boot
+
+    @property
+    def open_count(self) -> int:
+        """Columns that are open."""
+        return sum(entry.column is not None for entry in self._entries.values())
+
+    # -------------------------------------------------------------------------------------------------- threads and entries
+
+    async def thread(self, work: Callable[..., T], *args: object) -> T:
+        """Run `work` in a thread; if the caller is cancelled it is so when the thread is done, not before."""
+        future = asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            while not future.done():
+                with contextlib.suppress(asyncio.CancelledError, Exception):  # the cancellation is raised below
+                    await asyncio.shield(future)
+            raise
+
+    @contextlib.asynccontextmanager
+    async def entry(self, key: Key) -> AsyncIterator[Entry]:
+        """The entry of a column, opened if it exists, kept open meanwhile."""
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = Entry(key)
+        self._entries.move_to_end(key)
+        entry.users += 1
+        try:
+            if entry.column is None and not entry.gone:
+                async with entry.lock:
+                    if entry.column is None and not entry.gone:
+                        entry.shelf, entry.column = await self.thread(self._open, key)
+            yield entry
+        finally:
+            entry.users -= 1
+            if entry.gone and entry.users == 0 and self._entries.get(key) is entry:
+                self._drop(key, entry)
+            self._evict()
+
+    def _open(self, key: Key) -> tuple[Shelf | None, Column | None]:
+        for shelf in self.shelves:
+            column = shelf.open(key, known_here=key in self._right)
+            if column is not None:
+                return shelf, column
+        return None, None
+
+    def _evict(self) -> None:
+        if len(self._entries) <= OPEN_MAX:
+            return
+        for key, entry in list(self._entries.items()):  # least lately used first
+            if entry.users == 0:
+                self._drop(key, entry)
+            if len(self._entries) <= OPEN_MAX:
+                return
+
+    def _drop(self, key: Key, entry: Entry) -> None:
+        del self._entries[key]
+        if entry.column is not None:
+            if key in self._right:
+                self._right[key] = entry.column.length
+            entry.column.close()
+            entry.column = None
+
+    async def commit(self, shelf: Shelf, rows: dict[bytes, bytes | None]) -> None:
+        """Make rows of a shelf durable."""
+        await self._commits[shelf].commit(rows)
+
+    # ------------------------------------------------------------------------------------------------------------- fences
+
+    def fence(self, ino: int, column: Column | None = None) -> Fence:
+        """What is remembered of a file."""
+        if ino in self._gone:
+            raise FsError(errno.ESTALE, f"file {ino:x} was deleted")
+        found = self._fences.get(ino)
+        if found is None:
+            found = self._fences[ino] = self.shelves[0].marks.fence(ino)
+            while len(self._fences) > FENCES_MAX:
+                self._fences.popitem(last=False)
+        if column is None:
+            return found
+        own = column.fence
+        return Fence(max(found.epoch, own.epoch), max(found.layout_version, own.layout_version))
+
+    async def put_fence(self, ino: int, epoch: int, columns: Iterable[int]) -> tuple[int, ...]:
+        """Let nobody with a smaller epoch write from now on; return the lengths of columns, after writes that were under way."""
+        if ino in self._gone:
+            return tuple(0 for _ in columns)
+        old = self.fence(ino)
+        if epoch > old.epoch:
+            fence = self._fences[ino] = Fence(epoch, old.layout_version)
+            home = self.shelves[0]
+            await self.commit(home, dict(home.fence_rows(ino, fence)))
+        lengths = []
+        for number in columns:
+            async with self.entry(Key(ino, number)) as entry, entry.lock:
+                if entry.column is not None:
+                    entry.column.refresh()
+                lengths.append(entry.column.length if entry.column is not None else 0)
+        return tuple(lengths)
+
+    # ------------------------------------------------------------------------------------------------------------ reading
+
+    async def read(self, key: Key, at: int, length: int) -> tuple[memoryview, tuple[int, ...]]:
+        """Read a range of a column: bytes and CRC-32s of block parts.
+
+        Raises:
+            FsError(EIO): blocks are damaged, or the disk failed.
+        """
+        async with self.entry(key) as entry:
+            column = entry.column
+            if column is None:
+                return memoryview(b""), ()
+            with self._disk_errors(entry):
+                try:
+                    if length <= INLINE_BYTES:
+                        found = column.read(at, length, wait=False)
+                        if found is not None:
+                            return found
+                    return _sure(await self.thread(column.read, at, length))
+                except Mismatch:
+                    pass
+                async with entry.lock:  # alone: if it does not fit now, it never will
+                    return await self._read_alone(entry, at, length)
+
+    async def _read_alone(self, entry: Entry, at: int, length: int) -> tuple[memoryview, tuple[int, ...]]:
+        column = entry.column
+        if column is None:
+            return memoryview(b""), ()
+        while True:
+            try:
+                return _sure(await self.thread(column.read, at, length))
+            except Mismatch as mismatch:
+                before = column.length
+                await self._judge(entry, column, mismatch.bad)
+                if column.length == before == 0:
+                    raise FsError(errno.EIO, "the column cannot be read") from mismatch
+
+    async def _judge(self, entry: Entry, column: Column, bad: list[int]) -> None:
+        """Blocks do not fit: damage if the column is trusted, else what a crash or a passthrough writer left; taken."""
+        assert entry.shelf is not None
+        if column.trusted:
+            await self._report(entry.shelf, [DamageRow(*entry.key, block, "damaged", int(self.now())) for block in bad])
+            raise FsError(
+                errno.EIO, f"block {bad[0]} of column {entry.key.column} of file {entry.key.ino:x} is damaged on its disk"
+            )
+        lent = entry.shelf.ledger.is_lent(entry.key)
+        await self.thread(_take, column, bad)
+        if not lent:
+            await self._report(entry.shelf, [DamageRow(*entry.key, block, "torn", int(self.now())) for block in bad])
+
+    async def _report(self, shelf: Shelf, rows: list[DamageRow]) -> None:
+        fresh = [row for row in rows if (row.ino, row.column, row.block) not in self.damage]
+        for row in fresh:
+            self._note(row)
+            log.log(
+                logging.ERROR if row.kind == "damaged" else logging.INFO,
+                "block %d of column %d of file %x is %s",
+                row.block,
+                row.column,
+                row.ino,
+                "damaged" if row.kind == "damaged" else "torn: written, not synced, before a crash; taken as it is",
+            )
+        try:
+            await self.commit(shelf, {damage_row(Key(row.ino, row.column), row.block): encode(row) for row in fresh})
+        except OSError as error:
+            log.warning("damage could not be noted on the disk: %s", error)
+
+    def _note(self, row: DamageRow) -> None:
+        self.damage_count += 1
+        if len(self.damage) < DAMAGE_MAX:
+            self.damage[row.ino, row.column, row.block] = row
+
+    # ----------------------------------------------------------------------------------------------------------- changing
+
+    async def change(
+        self,
+        key: Key,
+        work: Callable[[Column], None],
+        *,
+        raised: Fence,
+        check: Callable[[Fence], None],
+        reach: tuple[int, int] = (0, 0),
+        create: bool = True,
+    ) -> tuple[int, int]:
+        """Change a column by `work` in a thread, after `check` of the file's fence.
+
+        Args:
+            key: the column.
+            work: what to do with the open column; raises Mismatch or OSError.
+            raised: epoch and layout version of the writer, remembered.
+            check: raises if a writer may not; called with the fence as it is when nobody else writes any more.
+            reach: first byte and number of bytes that may need room on the disk.
+            create: whether a column that does not exist is made; else nothing is done and (0, 0) returned.
+
+        Returns:
+            (length, bytes allocated / 512) of the column afterwards.
+
+        Raises:
+            FsError: ENOSPC before anything was done, EIO if the disk failed or a block of which a part stays is damaged.
+        """
+        async with self.entry(key) as entry, entry.lock:
+            check(self.fence(key.ino, entry.column))
+            if entry.gone:
+                raise FsError(errno.ESTALE, f"file {key.ino:x} was deleted")
+            if entry.column is None and not create:
+                return 0, 0
+            with self._disk_errors(entry):
+                self.space.admit(entry.shelf, _cost(entry.column, *reach))
+                column = await self._ready_to_change(entry)
+                before = column.blocks
+                try:
+                    await self.thread(self._work, column, raised, work)
+                except Mismatch as mismatch:
+                    await self._judge(entry, column, mismatch.bad)
+                    await self.thread(self._work, column, raised, work)
+                finally:
+                    self.space.used((column.blocks - before) * 512)
+                return column.length, column.blocks
+
+    @staticmethod
+    def _work(column: Column, raised: Fence, work: Callable[[Column], None]) -> None:
+        column.raise_fence(raised)
+        work(column)
+
+    async def _ready_to_change(self, entry: Entry) -> Column:
+        """Make the column if need be, and its dirty mark durable; count the change."""
+        if entry.column is None:
+            entry.shelf = self.space.choose(self.shelves)
+            entry.column = await self.thread(entry.shelf.create, entry.key)
+            self._right[entry.key] = 0
+        shelf = entry.shelf
+        assert shelf is not None
+        ledger = shelf.ledger
+        while ledger.is_settling(entry.key) or len(ledger) > DIRTY_MAX:
+            await self._settled.wait()
+        rows = shelf.rows_before_change(entry.key)
+        if rows:
+            await self.commit(shelf, dict(rows))
+        ledger.marked(entry.key)
+        ledger.changed(entry.key, self.now())
+        if entry.column.trusted:
+            self._right[entry.key] = 0
+        return entry.column
+
+    async def sync(self, key: Key) -> tuple[int, int]:
+        """Make a column durable; returns (length, blocks). FsError(EIO): unsynced bytes may be lost, `boot` has changed."""
+        async with self.entry(key) as entry:
+            column, shelf = entry.column, entry.shelf
+            if column is None or shelf is None:
+                return 0, 0
+            lent = shelf.ledger.is_lent(key)
+            changes = shelf.ledger.changes(key)
+            if changes or lent:
+                with self._disk_errors(entry, sync=True):
+                    await self.thread(shelf.sync, key, column)
+                shelf.ledger.synced(key, changes)
+            if lent:
+                await self.take_back(entry)
+                entry.column = entry.column or column
+                entry.column.refresh()
+                column = entry.column
+            return column.length, column.blocks
+
+    async def stat(self, key: Key) -> tuple[int, int]:
+        """(length, blocks) of a column, (0, 0) if there is none."""
+        async with self.entry(key) as entry:
+            if entry.column is None:
+                return 0, 0
+            entry.column.refresh()
+            return entry.column.length, entry.column.blocks
+
+    async def seek(self, key: Key, at: int, what: str) -> int:
+        """See `Column.seek`; -1 if there is no such column."""
+        async with self.entry(key) as entry:
+            if entry.column is None:
+                return -1
+            with self._disk_errors(entry):
+                return await self.thread(entry.column.seek, at, what)
+
+    # -------------------------------------------------------------------------------------------------------- descriptors
+
+    async def lend(self, key: Key, *, raised: Fence, check: Callable[[Fence], None], write: bool) -> tuple[int, int, int]:
+        """Open a column's file for somebody else: (descriptor, length, blocks). With `write` its sums count for nothing until it is back."""
+
+        def nothing(_column: Column) -> None:
+            return
+
+        async with self.entry(key) as entry:
+            if write or entry.column is None:
+                await self.change(key, nothing, raised=raised, check=check)
+            async with entry.lock:
+                shelf, column = entry.shelf, entry.column
+                if shelf is None or column is None or not isinstance(shelf.disk, RealDisk):
+                    raise FsError(errno.ESTALE, f"file {key.ino:x} was deleted")
+                check(self.fence(key.ino, column))
+                if write:
+                    while shelf.ledger.is_settling(key):
+                        await self._settled.wait()
+                    rows = shelf.rows_before_change(key)
+                    if rows:
+                        await self.commit(shelf, dict(rows))
+                    shelf.ledger.marked(key)
+                    shelf.ledger.changed(key, self.now())
+                    shelf.ledger.lend(key, lent=True)
+                    column.trusted = False
+                    self._right.pop(key, None)
+                flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW
+                with self._disk_errors(entry):
+                    descriptor = os.open(self._path(shelf, key), flags)
+                column.refresh()
+                return descriptor, column.length, column.blocks
+
+    @staticmethod
+    def _path(shelf: Shelf, key: Key) -> Path:
+        assert isinstance(shelf.disk, RealDisk), "descriptors are of the kernel's files"
+        return shelf.disk.folder / data_name(key)
+
+    async def take_back(self, entry: Entry) -> bool:
+        """If nobody has a lent column open for writing any more, make its sums of what is there; returns whether it is back."""
+        key, shelf = entry.key, entry.shelf
+        assert shelf is not None
+        async with entry.lock:
+            if not shelf.ledger.is_lent(key) or entry.users > 1 or entry.column is None:
+                return False
+            entry.column.close()  # or we would find ourselves
+            entry.column = None
+            with self._disk_errors(entry):
+                lent = await self.thread(lent_for_writing, self._path(shelf, key))
+                column = entry.column = await self.thread(shelf.open, key)
+                if lent or column is None:
+                    return False
+                shelf.ledger.changed(key, self.now())
+                await self.thread(shelf.recover, key, column, int(self.now()))
+            shelf.ledger.lend(key, lent=False)
+            self._right[key] = 0
+            return True
+
+    # ------------------------------------------------------------------------------------------------------------ removing
+
+    async def delete(self, inos: Iterable[int]) -> None:
+        """Remove files. Their space is free when it returns (a descriptor that was lent keeps its own); again: no change."""
+        now_s = int(self.now())
+        fresh = [ino for ino in inos if ino not in self._gone]
+        self._gone.update(fresh)
+        for ino in fresh:
+            for key in [key for key in self._entries if key.ino == ino]:
+                async with self.entry(key) as entry, entry.lock:
+                    entry.gone = True
+        for shelf in self.shelves:
+            rows: dict[bytes, bytes | None] = {}
+            for ino in fresh:
+                rows |= shelf.rows_of_gone(ino, now_s)
+            await self.commit(shelf, rows)
+            self.space.used(-await self.thread(_remove, shelf, fresh))
+        for ino in fresh:
+            self._fences.pop(ino, None)
+        self._forget(set(fresh))
+
+    def _forget(self, inos: set[int]) -> None:
+        for shelf in self.shelves:
+            for key in shelf.ledger.of_files(inos):
+                shelf.ledger.drop(key)
+                self._right.pop(key, None)
+        for name in [name for name in self.damage if name[0] in inos]:
+            del self.damage[name]
+
+    def forget_gone(self, inos: Iterable[int]) -> None:
+        """Deleted files that nobody can have a capability of any more."""
+        self._gone.difference_update(inos)
+
+    # ------------------------------------------------------------------------------------------------- recovery and scrub
+
+    def unsure(self, shelf: Shelf) -> list[Key]:
+        """Columns that a crash left dirty and nobody compared with their sums yet."""
+        return shelf.ledger.unsure(self._right)
+
+    async def recover(self, entry: Entry) -> list[DamageRow]:
+        """Compare a column that was found dirty with its sums and take what does not fit, told as torn."""
+        async with entry.lock:
+            key, shelf, column = entry.key, entry.shelf, entry.column
+            if shelf is None or column is None or column.trusted or entry.gone:
+                return []
+            with self._disk_errors(entry):
+                if isinstance(shelf.disk, RealDisk) and entry.users == 1:
+                    entry.column = None
+                    column.close()  # or we would find ourselves
+                    lent = await self.thread(lent_for_writing, self._path(shelf, key))
+                    entry.column = column = await self.thread(shelf.open, key)
+                    if lent or column is None:  # a client of ours outlived us and still writes
+                        shelf.ledger.found(key)
+                        shelf.ledger.lend(key, lent=lent)
+                        return []
+                shelf.ledger.found(key)
+                torn = await self.thread(shelf.recover, key, column, int(self.now()))
+            self._right[key] = 0
+            await self._report(shelf, torn)
+            return torn
+
+    async def judged(self, shelf: Shelf, key: Key, bad: list[int]) -> list[DamageRow]:
+        """What a scrub found in a clean column: damage is told, what is damaged no more is forgotten."""
+        stale = [row for name, row in self.damage.items() if name[:2] == tuple(key) and row.block not in bad]
+        for row in stale:
+            del self.damage[row.ino, row.column, row.block]
+        rows = [DamageRow(*key, block, "damaged", int(self.now())) for block in bad]
+        await self.commit(shelf, {damage_row(key, row.block): None for row in stale})
+        await self._report(shelf, rows)
+        return rows
+
+    def crowded(self, shelf: Shelf) -> bool:
+        """Whether writers wait, or soon will, for a sync of the whole disk."""
+        return len(shelf.ledger) > DIRTY_MAX // 2
+
+    # ------------------------------------------------------------------------------------------------------------ settling
+
+    async def settle(self, shelf: Shelf, *, quiet_s: float) -> int:
+        """Give clean marks to columns that were synced and had no change for `quiet_s`; returns how many."""
+        lengths: dict[Key, int] = {}
+        unknown = []
+        for key in shelf.ledger.settling(self.now() - quiet_s):
+            entry = self._entries.get(key)
+            if entry is not None and entry.column is not None and entry.column.trusted:
+                lengths[key] = entry.column.length
+            elif key in self._right and (entry is None or entry.column is None):
+                lengths[key] = self._right[key]
+            else:
+                unknown.append(key)
+        shelf.ledger.settled(unknown, durable=False)
+        durable = False
+        try:
+            await self.commit(shelf, dict(shelf.clean_rows(lengths.items())))
+            durable = True
+        except OSError as error:
+            log.warning("clean marks could not be written: %s", error)
+        finally:
+            shelf.ledger.settled(lengths, durable=durable)
+            if durable:
+                for key in lengths:
+                    self._right.pop(key, None)
+            self._settled.set()
+            self._settled = asyncio.Event()
+        return len(lengths) if durable else 0
+
+    async def sync_all(self, shelf: Shelf, *, older_s: float) -> None:
+        """Make everything on a disk durable, as the kernel would sooner or later; what changed meanwhile counts as not synced."""
+        counts = shelf.ledger.unsynced(self.now() - older_s)
+        if not counts:
+            return
+        try:
+            await self.thread(shelf.disk.sync_all)
+        except OSError as error:
+            self._failed(error)
+            return
+        for key, changes in counts.items():
+            shelf.ledger.synced(key, changes)
+            shelf.new_names.discard(key)
+
+    async def close(self) -> None:
+        """Sync, mark clean and close everything."""
+        for shelf in self.shelves:
+            await self.sync_all(shelf, older_s=-1)
+            await self.settle(shelf, quiet_s=-1)
+            await self._commits[shelf].close()
+        for key, entry in list(self._entries.items()):
+            self._drop(key, entry)
+        self._threads.shutdown(wait=True)
+
+    # -------------------------------------------------------------------------------------------------------------- errors
+
+    @contextlib.contextmanager
+    def _disk_errors(self, entry: Entry, *, sync: bool = False) -> Iterator[None]:
+        """Translate what a disk says; a bad disk is remembered."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                self.space.full()
+                raise FsError(errno.ENOSPC, "the disk of the OSD is full") from error
+            if sync or error.errno in (errno.EIO, errno.EROFS):
+                self._failed(error)
+            raise FsError(
+                errno.EIO, f"the disk under column {entry.key.column} of file {entry.key.ino:x} failed: {error.strerror}"
+            ) from error
+
+    def _failed(self, error: OSError) -> None:
+        self.failed += 1
+        self.io_errors += 1
+        log.error("a disk of this OSD failed: %s", error)
+
+
+def _sure(found: tuple[memoryview, tuple[int, ...]] | None) -> tuple[memoryview, tuple[int, ...]]:
+    assert found is not None, "a read that waits returns bytes"
+    return found
+
+
+def _cost(column: Column | None, at: int, length: int) -> int:
+    """How much a disk may have to give for a range; nothing for bytes that are there already."""
+    if column is None or column.blocks * 512 < column.length:  # holes: who knows where
+        return length
+    return max(0, at + length - max(at, column.length))
+
+
+def _take(column: Column, bad: list[int]) -> None:
+    column.refresh()
+    column.retake([block for block in bad if block * SUM_BYTES < column.length])
+
+
+def _remove(shelf: Shelf, inos: list[int]) -> int:
+    return sum(shelf.remove(ino) for ino in inos)
