@@ -217,6 +217,22 @@ def test_after_logout_nothing_of_the_session_works(world):
     assert record.serials == (got.serial,)
 
 
+def test_groups_are_set_by_administrators_told_to_everybody_and_end_no_session(world):
+    async def scene():
+        await world.member()
+        first = await world.login()
+        answer = await world.cda.call("set_groups", ROOT, {"user": "alice", "groups": ["students", "staff", "staff"]})
+        for caller, params in ((world.caller(first), {"user": "alice", "groups": ["root"]}), (ROOT, {"user": "bob", "groups": []}),
+                               (ROOT, {"user": "alice", "groups": ["No Name"]}), (ROOT, {"user": "alice", "groups": [f"g{n}" for n in range(65)]})):  # fmt: skip
+            with pytest.raises(XosError):
+                await world.cda.call("set_groups", caller, params)
+        return first, answer, (await world.cda.call("members", ROOT, {}))["members"], await world.registry.public_users.get("alice")
+
+    first, answer, members, public = run(scene())
+    assert answer["groups"] == members[0]["groups"] == list(public.record.groups) == ["staff", "students"]
+    assert not revoked_set(world).covers(world.caller(first), first.issued_at)
+
+
 def test_a_suspended_user_cannot_log_in_and_every_session_is_void_and_restoring_does_not_revive_them(world):
     async def scene():
         await world.member()

@@ -173,6 +173,17 @@ def role(
 
 
 @app.command()
+def group(
+    user: Annotated[str, typer.Argument(metavar="USER")],
+    groups: Annotated[list[str] | None, typer.Argument(metavar="GROUP...", help="All groups the member is in from now on; none: no group.")] = None,
+    vo: Vo = None,
+) -> None:
+    """Set the groups of a member (administrators): owners of machines may ask for them in their policies."""
+    answer = _cda("set_groups", {"user": user, "groups": groups or []}, vo)
+    print(f"{user} is in {', '.join(answer['groups']) or 'no group'}")
+
+
+@app.command()
 def revoke(
     sid: Annotated[str, typer.Argument(metavar="SESSION", help="Whole session id, from `xos vo sessions`.")], vo: Vo = None
 ) -> None:

@@ -36,7 +36,7 @@ class Admin:
     def methods(self) -> dict[str, Handler]:
         """Return the table of the socket that only uid 0 may use."""
         root: frozenset[CallerKind] = frozenset({"local"})
-        table = {
+        table: dict[str, Handler] = {
             "status": self._status,
             "vo.create": self._vo_create,
             "vo.joined": self._vo_joined,

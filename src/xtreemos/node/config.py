@@ -25,6 +25,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     vos: list[str] = []
     slots: int = 0
     network: str = "outgoing"
+    site: str = ""
+    """Where the machine stands, in the owner's word, for policies that are the same on many machines."""
     files: Literal["grid", "local"] = "local"
     """grid: homes and volumes of XtreemFS; local: homes are folders of this node alone."""
     storage_bytes: int = -1

@@ -12,18 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from xtreemos.aem.jobspec import JobSpec
+from xtreemos.node.config import NodeConfig
 from xtreemos.node.jobs import OwnerRefuses
+from xtreemos.vo.model import PublicUser
 
 FILE = "policy.cedar"
 
 
 class NodePolicy:
-    """Asks whether a job may run here. `facts` are the node's own, `roles` those of a user in a VO."""
+    """Asks whether a job may run here. `config` and `facts` are the node's own, `member` what a VO says of a user (None: nothing)."""
 
-    def __init__(self, folder: Path, facts: Callable[[], Mapping[str, Any]], roles: Callable[[str, str], tuple[str, ...]]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: Callable[[], NodeConfig],
+        facts: Callable[[], Mapping[str, Any]],
+        member: Callable[[str, str], PublicUser | None],
+    ) -> None:
         self._folder = folder
+        self._config = config
         self._facts = facts
-        self._roles = roles
+        self._member = member
         self._seen: tuple[int, int] | None = None
         self._sets: tuple[Any, Any, Any] | None = None
 
@@ -58,18 +67,23 @@ class NodePolicy:
             raise OwnerRefuses(decision.why, "ask them, or use another node")
 
     def _request(self, policy: Any, spec: JobSpec, node: str) -> Any:
-        local = time.localtime()
+        local, config = time.localtime(), self._config()
+        member = self._member(spec.user, spec.vo)
         return policy.Request(
             user=spec.user,
             vo=spec.vo,
             action="run",
             node=node,
-            roles=self._roles(spec.user, spec.vo),
+            roles=member.roles if member else (),
+            groups=member.groups if member else (),
+            site=config.site,
+            core=config.core,
             tags=tuple(self._facts().get("tags", ())),
             program=spec.argv[0],
             cpus=int(spec.cpus or 0),
             memory_bytes=spec.memory_bytes or 0,
             wall_s=int(spec.wall_s or 0),
+            network=config.network != "none",
             hour=local.tm_hour,
             weekday=local.tm_wday + 1,
         )

@@ -59,6 +59,7 @@ from xtreemos.node.vo_runtime import VoRuntime, connect_system
 from xtreemos.vo.founding import GridSecrets, load_grid
 from xtreemos.vo.grid import GridFile, VoEntry, save_grid, with_entry
 from xtreemos.vo.grid import load_grid as load_grid_file
+from xtreemos.vo.model import PublicUser
 from xtreemos.vo.tls import Gate
 
 log = logging.getLogger("xtreemos.node.xosd")
@@ -81,7 +82,7 @@ class Xosd:
         self.store = NodeStore(self.paths.private / "jobs.sqlite", self.config.vos)
         self.commit = GroupCommit(self.store, ThreadPoolExecutor(1, "store"))
         self.accounts = Accounts(self.paths.private / "accounts.sqlite")
-        self.policy = NodePolicy(self.paths.private, self.facts, self._roles_of)
+        self.policy = NodePolicy(self.paths.private, lambda: self.config, self.facts, self._member)
         self.guests = Guests(self.paths, self.accounts)
         self._facts = static_facts(self.config.name, self.paths.dir, self.paths.private / "tags")
         self._live_facts: tuple[float, dict[str, Any]] = (0.0, {})
@@ -129,10 +130,9 @@ class Xosd:
         users = sorted({one.user for one in self.jobs.live.values()})
         return {**self._facts, **self._live_facts[1], "users": users}
 
-    def _roles_of(self, user: str, vo: str) -> tuple[str, ...]:
+    def _member(self, user: str, vo: str) -> PublicUser | None:
         runtime = self.vos.get(vo)
-        found = runtime.users.get(user) if runtime else None
-        return found.roles if found else ()
+        return runtime.users.get(user) if runtime else None
 
     def _allowed(self, spec: JobSpec) -> None:
         if self.draining:
@@ -400,7 +400,7 @@ class Xosd:
         names = (
             "challenge", "login", "renew", "logout", "whoami", "sessions", "revoke_session", "invite", "accept", "set_password", "members",
             "suspend", "restore", "remove", "set_roles", "resource_invite", "join_node", "renew_node", "remove_node", "node_list", "trust",
-            "issuing_keys", "audit_note", "audit_heads",
+            "issuing_keys", "audit_note", "audit_heads", "set_groups",
         )  # fmt: skip
         table = {f"cda.{name}": self._cda(name) for name in names}
         anybody: frozenset[CallerKind] = frozenset({"anonymous", "user", "node"})

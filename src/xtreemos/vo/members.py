@@ -15,7 +15,7 @@ from xtreemos.fabric.caller import Caller
 from xtreemos.fabric.errors import RevisionMismatch
 from xtreemos.vo.desk import Desk, Method, kinds
 from xtreemos.vo.errors import AlreadyThere, BadToken, LoginRefused, NoSuchMember, NotAllowed
-from xtreemos.vo.model import INVITE_S, USER_ROLES, PublicUser, TokenRecord, User
+from xtreemos.vo.model import GROUPS_MAX, INVITE_S, USER_ROLES, PublicUser, TokenRecord, User
 from xtreemos.vo.passwords import check_new
 from xtreemos.vo.sessions import NoParams, Sessions
 from xtreemos.vo.tokens import holds, make_token, secret_hash
@@ -50,6 +50,13 @@ class UserParams(msgspec.Struct, forbid_unknown_fields=True):
     """A user by name."""
 
     user: str
+
+
+class GroupsParams(msgspec.Struct, forbid_unknown_fields=True):
+    """The groups that a user is in from now on."""
+
+    user: str
+    groups: list[str]
 
 
 class RolesParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -146,9 +153,9 @@ class Members:
         return {"ended": len(others)}
 
     async def members(self, _caller: Caller, _params: NoParams) -> dict[str, Any]:
-        """Answer `{members: [{user, state, roles}]}`, sorted by name; removed ones are left out."""
+        """Answer `{members: [{user, state, roles, groups}]}`, sorted by name; removed ones are left out."""
         found = [user for user in await self.desk.registry.users.all() if user.state != "removed"]
-        return {"members": [{"user": user.name, "state": user.state, "roles": list(user.roles)} for user in found]}
+        return {"members": [{"user": user.name, "state": user.state, "roles": list(user.roles), "groups": list(user.groups)} for user in found]}
 
     async def suspend(self, caller: Caller, params: UserParams) -> dict[str, Any]:
         """Stop a user at once: no log-in, no renewal, every credential void. Answers `{user, state}`."""
@@ -181,6 +188,18 @@ class Members:
             await self._end_all(name, str(caller))
         await self._tell(name)
         return {"user": name, "roles": list(roles)}
+
+    async def set_groups(self, _caller: Caller, params: GroupsParams) -> dict[str, Any]:
+        """Put a user into these groups and no others: what they may do there is said by policies. Answers `{user, groups}`."""
+        name, groups = names.check_user(params.user), check_groups(params.groups)
+        held = await self._held(name)
+
+        def decide(user: User | None) -> User:
+            return msgspec.structs.replace(user or held, groups=groups)
+
+        await self.desk.registry.users.change(name, decide)
+        await self._tell(name)
+        return {"user": name, "groups": list(groups)}
 
     async def _held(self, name: str) -> User:
         held = await self.desk.registry.users.get(name)
@@ -221,12 +240,19 @@ class Members:
         while held is not None:
             user = held.record
             if user.state in {"active", "suspended"}:
-                await registry.public_users.put(name, PublicUser(name=name, state=user.state, roles=user.roles))
+                await registry.public_users.put(name, PublicUser(name=name, state=user.state, roles=user.roles, groups=user.groups))
             else:
                 await registry.public_users.delete(name)
             held = await registry.users.get(name)
             if held is not None and held.record == user:
                 return
+
+
+def check_groups(groups: list[str]) -> tuple[str, ...]:
+    """Return groups sorted and once each; a group is named like a user. Raises BadName, NotAllowed for too many."""
+    if len(groups) > GROUPS_MAX:
+        raise NotAllowed(f"a user is in {GROUPS_MAX} groups at most")
+    return tuple(sorted({names.check_user(group) for group in groups}))
 
 
 def check_roles(roles: list[str]) -> tuple[str, ...]:
@@ -257,4 +283,5 @@ def table(desk: Desk) -> dict[str, Method]:
         "restore": Method(admin, UserParams, members.restore, admin=True),
         "remove": Method(admin, UserParams, members.remove, admin=True),
         "set_roles": Method(admin, RolesParams, members.set_roles, admin=True),
+        "set_groups": Method(admin, GroupsParams, members.set_groups, admin=True),
     }

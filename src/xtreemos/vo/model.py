@@ -23,6 +23,8 @@ CHALLENGE_S: Final = 120
 INVITE_S: Final = 7 * 86400
 JOIN_S: Final = 86400
 
+GROUPS_MAX: Final = 64
+"""Groups of one user."""
 USER_ROLES: Final = frozenset({"member", "admin"})
 SIGNING_ROLES: Final = ("admin", "member", "node", "service")
 UserState = Literal["invited", "active", "suspended", "removed"]
@@ -74,6 +76,7 @@ class User(Record, frozen=True, kw_only=True):
     name: str
     state: UserState
     roles: tuple[str, ...] = ("member",)
+    groups: tuple[str, ...] = ()
     password: str = ""
     created_at: int = 0
     invited_by: str = ""
@@ -85,6 +88,7 @@ class PublicUser(Record, frozen=True, kw_only=True):
     name: str
     state: UserState
     roles: tuple[str, ...] = ("member",)
+    groups: tuple[str, ...] = ()
 
 
 class Session(Record, frozen=True, kw_only=True):
