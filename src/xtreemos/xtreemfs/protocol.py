@@ -65,6 +65,8 @@ class Welcome(Message, frozen=True, array_like=True, tag="welcome"):
     lease_ms: int
     lost: tuple[int, ...] = ()
     """Inodes of `held` that were given to others meanwhile: unwritten data of these is void (EIO)."""
+    lost_locks: tuple[LockRow, ...] = ()
+    """Locks of `locks` that others have now: their owners must not go on as if they had them (EIO)."""
 
 
 class Recall(Message, frozen=True, array_like=True, tag="recall"):
@@ -527,6 +529,8 @@ class Changes(Message, frozen=True, array_like=True):
 
 class Status(Message, frozen=True, array_like=True):
     """`mrc.status` (root of the node, or an administrator) -> map: counts, rates and log position for operators."""
+
+    who: Who
 
 
 class Names(Message, frozen=True, array_like=True):

@@ -112,8 +112,6 @@ def update(state: State, c: do.Update) -> Inode:
     inode.mtime_ns = c.mtime_ns if c.mtime_ns >= 0 else inode.mtime_ns
     inode.ctime_ns = c.ctime_ns if c.ctime_ns >= 0 else inode.ctime_ns
     inode.atime_ns = c.atime_ns if c.atime_ns >= 0 else inode.atime_ns
-    if c.final and inode.is_file:
-        state.kv.delete(schema.WRITER + schema.pack64(c.ino))
     state.put_inode(inode)
     if c.size >= 0 or c.mtime_ns >= 0:
         state.changes.append(Change("data", c.ino))

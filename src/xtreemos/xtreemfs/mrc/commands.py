@@ -90,7 +90,7 @@ class SetAttr(Command, frozen=True, array_like=True, tag=5):
 
 
 class Update(Command, frozen=True, array_like=True, tag=6):
-    """What the holder of a WRITE lease changed by itself; -1: unchanged. `final`: the lease is given back with it."""
+    """What the holder of a WRITE lease changed by itself; -1: unchanged."""
 
     ino: int
     size: int = -1
@@ -99,7 +99,6 @@ class Update(Command, frozen=True, array_like=True, tag=6):
     ctime_ns: int = -1
     atime_ns: int = -1
     mode: int = -1
-    final: bool = False
 
 
 class SetXattr(Command, frozen=True, array_like=True, tag=7):
@@ -129,11 +128,18 @@ class Free(Command, frozen=True, array_like=True, tag=9):
 
 
 class Writer(Command, frozen=True, array_like=True, tag=11):
-    """A WRITE lease on a file begins, or (`client` "") its holder was evicted and the file is fenced with `epoch`."""
+    """A client may write a file from now on, or (`client` "") its writer was evicted and the file is being fenced with `epoch`."""
 
     client: str
     ino: int
     epoch: int
+    through: int = 0
+
+
+class WritersDone(Command, frozen=True, array_like=True, tag=10):
+    """These (ino, client) have given their right to write back, or have been fenced (client "")."""
+
+    rows: tuple[tuple[int, str], ...]
 
 
 class OpenSession(Command, frozen=True, array_like=True, tag=12):
@@ -209,7 +215,7 @@ class SetQuota(Command, frozen=True, array_like=True, tag=21):
 
 
 AnyCommand = (
-    Create | Link | Unlink | Rename | SetAttr | Update | SetXattr | RemoveXattr | Free | Writer | OpenSession | CloseSession
+    Create | Link | Unlink | Rename | SetAttr | Update | SetXattr | RemoveXattr | Free | Writer | WritersDone | OpenSession | CloseSession
     | Epochs | Principals | MakeVolume | VolumeTold | RemoveVolume | Purge | Deleted | SetQuota
 )  # fmt: skip
 

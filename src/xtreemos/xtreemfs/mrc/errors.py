@@ -27,3 +27,12 @@ class FolderInUse(XosError):
 
     fault = "caller"
     code = "mrc-folder-in-use"
+
+
+class SessionOver(XosError):
+    """The client's session has expired or was never opened on this connection: it must open it again. Nothing was done."""
+
+    fault = "caller"
+    retry = True
+    code = "fs-session-over"
+    exit_code = 75

@@ -165,6 +165,7 @@ class Log:
         self._file: File | None = None
         self._at = 0
         self._closed = False
+        self._flight: tuple[bytes, int] = (b"", 0)
         self.segments: list[tuple[str, int]] = [
             (name, int(name.removeprefix(PREFIX), 16)) for name in disk.names() if name.startswith(PREFIX)
         ]
@@ -206,7 +207,14 @@ class Log:
         self._pending.clear()
         self._at += len(data)
         self._pending_bytes = 0
+        self._flight = data, at
         return data, at, self.last
+
+    def landed(self, last: int) -> None:
+        """`write_out` of what `take` gave has returned: records up to `last` are on the disk."""
+        if last > self.durable:  # else `sync` was there first
+            self.durable = last
+            self._flight = b"", 0
 
     def write_out(self, data: bytes, at: int) -> None:
         """Write and sync what `take` gave; touches nothing else, so it may run in a thread. StoreBroken as `sync`."""
@@ -226,9 +234,15 @@ class Log:
         """
         if self.durable == self.last:
             return
+        flying, flying_at = self._flight
+        if flying:  # a thread may not have written it yet: the same bytes to the same place do no harm
+            self._write(flying_at, flying)
         data, at, last = self.take()
-        self.write_out(data, at)
-        self.durable = last
+        if data:
+            self.write_out(data, at)
+        else:
+            self.write_out(flying, flying_at)
+        self.landed(last)
 
     def _write(self, at: int, data: bytes) -> None:
         assert self._file is not None

@@ -25,6 +25,7 @@ _HANDLERS: Final[dict[type[do.Command], Callable[[State, Any], Any]]] = {
     do.RemoveXattr: attributes.remove_xattr,
     do.Free: volumes.free,
     do.Writer: volumes.writer,
+    do.WritersDone: volumes.writers_done,
     do.OpenSession: volumes.open_session,
     do.CloseSession: volumes.close_session,
     do.Epochs: volumes.epochs,

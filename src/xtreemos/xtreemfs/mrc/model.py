@@ -129,10 +129,10 @@ class Cold(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Writer(msgspec.Struct, frozen=True, array_like=True):
-    """A WRITE lease whose end is not noted yet. `client` is "" when it was evicted: the file is being fenced with `epoch`."""
+    """Somebody may write a file with `epoch`. `through`: level of passthrough, by which writes go past the lease."""
 
-    client: str
     epoch: int
+    through: int = 0
 
 
 class Session(msgspec.Struct, frozen=True, array_like=True):

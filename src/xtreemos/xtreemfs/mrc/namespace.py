@@ -16,7 +16,7 @@ from xtreemos.xtreemfs.mrc import acl as acls
 from xtreemos.xtreemfs.mrc import commands as do
 from xtreemos.xtreemfs.mrc import schema
 from xtreemos.xtreemfs.mrc.access import check_create, check_delete, check_searched, require
-from xtreemos.xtreemfs.mrc.model import DIRECTORY_BYTES, FIRST_COOKIE, LINKABLE, WRITE, Inode, Name
+from xtreemos.xtreemfs.mrc.model import DIRECTORY_BYTES, FIRST_COOKIE, LINKABLE, WRITE, Inode, Name, Writer
 from xtreemos.xtreemfs.mrc.state import Change, State
 
 NOREPLACE: Final = 1
@@ -86,7 +86,7 @@ def create(state: State, c: do.Create) -> Made:
         state.put_cold(inode.ino, layout=c.layout if kind == stat.S_IFREG else None, link=c.link)
     state.put_inode(inode)
     if kind == stat.S_IFREG and c.session:
-        state.put_writer(inode.ino, c.session, c.epoch)
+        state.put_writer(inode.ino, c.session, Writer(c.epoch), fresh=True)
     if c.anonymous:
         state.leave(inode, keep=True)
         return Made(inode, folder)

@@ -170,6 +170,14 @@ class State:
         else:
             self.kv.delete(key)
 
+    def owners(self, volume: int) -> list[int]:
+        """Return who has files or limits in a volume, by number."""
+        found = set()
+        for table in (schema.USAGE, schema.LIMIT):
+            prefix = table + schema.pack32(volume) + b"u"
+            found |= {schema.unpack32(key[-4:]) for key, _value in self.scan_all(*schema.prefix_range(prefix))}
+        return sorted(found)
+
     def put_limits(self, volume: int, owner: int, limit: Usage) -> None:
         """Set the limits of an owner in a volume; zeros remove them."""
         self._put_usage(schema.usage_key(volume, owner, schema.LIMIT), limit)
@@ -202,7 +210,8 @@ class State:
         ino = inode.ino
         if stat.S_ISREG(inode.mode):
             self.add_garbage(ino, self.cold(ino).layout)
-            self.kv.delete(schema.WRITER + schema.pack64(ino))
+            for key, _value in self.kv.scan(*schema.prefix_range(schema.WRITER + schema.pack64(ino)), SCAN_ROWS):
+                self.kv.delete(key)
         if inode.flags & HAS_XATTRS:
             for key, _value in list(self.scan_all(*schema.prefix_range(schema.XATTR + schema.pack64(ino)))):
                 self.kv.delete(key)
@@ -266,13 +275,21 @@ class State:
         """Write a session's row."""
         self.kv.put(schema.SESSION + session.client.encode(), _encode(session))
 
-    def put_writer(self, ino: int, client: str, epoch: int) -> None:
-        """Note a WRITE lease."""
-        self.kv.put(schema.WRITER + schema.pack64(ino), _encode(Writer(client, epoch)))
+    def put_writer(self, ino: int, client: str, writer: Writer, *, fresh: bool = False) -> None:
+        """Note who may write a file (client "": nobody any more, it is being fenced). Those with smaller epochs may not any more."""
+        for key, value in () if fresh else self.kv.scan(*schema.prefix_range(schema.WRITER + schema.pack64(ino)), SCAN_ROWS):
+            if _to_writer(value).epoch < writer.epoch:
+                self.kv.delete(key)
+        self.kv.put(schema.WRITER + schema.pack64(ino) + client.encode(), _encode(writer))
 
-    def writers(self) -> list[tuple[int, Writer]]:
-        """Return the WRITE leases from which no size came back yet, by inode."""
-        return [(schema.ino_of(key), _to_writer(value)) for key, value in self.scan_all(*schema.prefix_range(schema.WRITER))]
+    def end_writer(self, ino: int, client: str) -> None:
+        """Note that a client writes a file no more."""
+        self.kv.delete(schema.WRITER + schema.pack64(ino) + client.encode())
+
+    def writers(self) -> list[tuple[int, str, Writer]]:
+        """Return rows (ino, client, `Writer`) of those who may write and did not say that they ended, by inode."""
+        rows = self.scan_all(*schema.prefix_range(schema.WRITER))
+        return [(schema.ino_of(key), key[9:].decode(), _to_writer(value)) for key, value in rows]
 
     def number_of(self, kind: str, name: str) -> int | None:
         """Return a principal's number, None if it has none yet."""

@@ -13,7 +13,17 @@ from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.model import FIRST_PRINCIPAL, make_ino
 from xtreemos.xtreemfs.mrc import commands as do
 from xtreemos.xtreemfs.mrc import schema
-from xtreemos.xtreemfs.mrc.model import DIRECTORY_BYTES, FIRST_COOKIE, ROOT_NUMBER, VOLUME_ID_MAX, Inode, Session, Usage, Volume
+from xtreemos.xtreemfs.mrc.model import (
+    DIRECTORY_BYTES,
+    FIRST_COOKIE,
+    ROOT_NUMBER,
+    VOLUME_ID_MAX,
+    Inode,
+    Session,
+    Usage,
+    Volume,
+    Writer,
+)
 from xtreemos.xtreemfs.mrc.state import State
 
 _PRINCIPALS: Final = FIRST_PRINCIPAL  # how many numbers there are: 2^30 up to 2^31, so that they fit a signed 32-bit uid
@@ -151,7 +161,13 @@ def free(state: State, c: do.Free) -> None:
 def writer(state: State, c: do.Writer) -> None:
     """See `commands.Writer`; ESTALE for an inode that is gone."""
     state.inode(c.ino)
-    state.put_writer(c.ino, c.client, c.epoch)
+    state.put_writer(c.ino, c.client, Writer(c.epoch, c.through))
+
+
+def writers_done(state: State, c: do.WritersDone) -> None:
+    """See `commands.WritersDone`."""
+    for ino, client in c.rows:
+        state.end_writer(ino, client)
 
 
 def open_session(state: State, c: do.OpenSession) -> None:

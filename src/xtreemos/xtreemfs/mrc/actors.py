@@ -1,0 +1,176 @@
+"""On whose behalf requests are made: tickets become actors of one connection, and actors become principals for the machine.
+
+It decides who somebody is, never what they may do. Every refusal is told to the audit.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from xtreemos.errors import PermissionRefused, XosError
+from xtreemos.fabric.rpc import Peer
+from xtreemos.xtreemfs.errors import FsError, TicketRefused
+from xtreemos.xtreemfs.model import NOBODY, volume_of
+from xtreemos.xtreemfs.mrc.model import Cred
+from xtreemos.xtreemfs.protocol import Act, Acting, Who
+
+ACTORS_MAX: Final = 4096  # of one connection; the oldest goes
+LOCAL_PREFIX: Final = b"local:"
+LOCAL_LIFE_S: Final = 24 * 3600  # of an actor made without a ticket
+ADMIN_ROLE: Final = "admin"
+
+
+class Ticketed(Protocol):
+    """What a checked ticket says (`ticket.Holder` is one)."""
+
+    @property
+    def user(self) -> str:
+        """Name in the VO."""
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """Roles in the VO."""
+
+    @property
+    def expires_at(self) -> int:
+        """Seconds since 1970."""
+
+
+VerifyTicket = Callable[[bytes, str], Ticketed]
+"""(ticket, node that shows it) -> what it says; raises XosError if it is not good."""
+Audit = Callable[[str, str, str], None]
+"""(who, what, why): a refusal is written down."""
+
+
+class Actor(msgspec.Struct, frozen=True):
+    """One actor. `user` is "" for nobody and for a local root without a name; `root_of`: acts as root of this volume."""
+
+    user: str
+    roles: frozenset[str]
+    cred: Cred
+    root_of: int
+    expires_at: int
+    node: str
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether it administers the VO."""
+        return ADMIN_ROLE in self.roles
+
+
+class _Local(msgspec.Struct, frozen=True):
+    user: str
+    roles: frozenset[str]
+    expires_at: int
+
+
+class Actors:
+    """The actors of all connections of one MRC."""
+
+    def __init__(
+        self,
+        *,
+        verify: VerifyTicket | None,
+        numbers: Callable[[tuple[tuple[str, str], ...]], list[int]],
+        owner_of: Callable[[int], str | None],
+        roles_of: Callable[[str], frozenset[str]],
+        audit: Audit,
+        clock: Callable[[], float],
+    ) -> None:
+        """Make the table.
+
+        Args:
+            verify: judge of tickets; None: there are none here (standalone), and the local root names who it acts for.
+            numbers: gives principals (kind, name) their numbers.
+            owner_of: volume id -> its owner's name, None if there is no such volume.
+            roles_of: user -> roles, for a server without tickets.
+            audit: takes refusals.
+            clock: seconds since 1970.
+        """
+        self._verify = verify
+        self._numbers = numbers
+        self._owner_of = owner_of
+        self._roles_of = roles_of
+        self._audit = audit
+        self._clock = clock
+        self._tables: dict[Peer, dict[int, Actor]] = {}
+        self._next = 0
+
+    def act(self, peer: Peer, node: str, m: Act) -> Acting:
+        """Make an actor for a connection from `node`.
+
+        Raises:
+            TicketRefused, PermissionRefused, or what the judge raises: audited.
+        """
+        try:
+            held = self._judge(peer, node, m.ticket)
+            if m.root_of:
+                self._check_root(held, m.root_of)
+        except XosError as error:
+            self._audit(str(peer.caller), "mrc.act", error.message)
+            raise
+        cred = self._cred(held, root=bool(m.root_of))
+        actor = Actor(held.user, held.roles, cred, m.root_of, held.expires_at, node)
+        table = self._tables.get(peer)
+        if table is None:
+            table = self._tables[peer] = {}
+            peer.lost.add_done_callback(lambda _done: self._tables.pop(peer, None))
+        self._next += 1
+        table[self._next] = actor
+        while len(table) > ACTORS_MAX:
+            del table[next(iter(table))]
+        return Acting(self._next, cred.uid, cred.gid, cred.groups, actor.expires_at)
+
+    def _judge(self, peer: Peer, node: str, ticket: bytes) -> Any:
+        life = int(self._clock()) + LOCAL_LIFE_S
+        if self._verify is None:
+            if peer.caller.kind != "local" or peer.caller.uid != 0:
+                raise TicketRefused("this metadata server knows no tickets, and you are not its machine's root")
+            if ticket.startswith(LOCAL_PREFIX):
+                user = ticket.removeprefix(LOCAL_PREFIX).decode(errors="replace")
+                return _Local(user, self._roles_of(user), life)
+            if not ticket:
+                return _Local("", frozenset(), life)
+            raise TicketRefused("this metadata server knows no tickets")
+        if not ticket:
+            return _Local("", frozenset(), life)
+        return self._verify(ticket, node)
+
+    def _check_root(self, held: Any, volume: int) -> None:
+        owner = self._owner_of(volume)
+        if owner is None:
+            raise FsError(errno.ENOENT, "there is no such volume here")
+        if self._verify is None and not held.user:
+            return  # the machine's own root, on a server without a grid
+        if not held.user or (held.user != owner and ADMIN_ROLE not in held.roles):
+            who = held.user or "nobody"
+            raise PermissionRefused(f"{who} does not own the volume", "only its owner or an administrator may act as its root")
+
+    def _cred(self, held: Any, *, root: bool) -> Cred:
+        if not held.user:
+            return Cred(0, 0, (), root=True) if root else Cred(NOBODY, NOBODY)
+        wanted = (("u", held.user), *(("g", role) for role in sorted(held.roles)))
+        own, *groups = self._numbers(wanted)
+        return Cred(own, own, tuple(groups), root=root)
+
+    def get(self, peer: Peer, who: Who) -> Actor:
+        """Return an actor of a connection; FsError(EACCES): unknown or expired (`mrc.act` makes a new one)."""
+        actor = self._tables.get(peer, {}).get(who.actor)
+        if actor is None or self._clock() >= actor.expires_at:
+            raise FsError(errno.EACCES, "that actor is unknown here or its ticket has ended", "show the ticket again")
+        return actor
+
+    def cred(self, peer: Peer, who: Who, ino: int) -> Cred:
+        """Return the principals to act as on an inode; FsError(EACCES) as `get`, and for a root outside its volume (audited)."""
+        actor = self.get(peer, who)
+        if not actor.root_of:
+            return actor.cred
+        if volume_of(ino) != actor.root_of:
+            self._audit(str(peer.caller), "mrc.root", f"root of volume {actor.root_of} asked for volume {volume_of(ino)}")
+            raise FsError(errno.EACCES, "root of one volume is nobody in another")
+        uid, gid = max(who.uid, 0), max(who.gid, 0)
+        return Cred(uid, gid, who.groups, root=uid == 0)

@@ -1,0 +1,351 @@
+"""Methods about names and attributes: `mrc.lookup`, `getattr`, `create`, `link`, `unlink`, `rename`, `readdir`, `setattr`, xattrs, `statfs`."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import stat
+import time
+from typing import Any, Final
+
+from xtreemos.fabric.rpc import Handler, ServerCall
+from xtreemos.xtreemfs import calls
+from xtreemos.xtreemfs import protocol as p
+from xtreemos.xtreemfs.errors import FsError
+from xtreemos.xtreemfs.lease import table_model as table
+from xtreemos.xtreemfs.lease.model import Give, How, Need
+from xtreemos.xtreemfs.model import Layout, Level, volume_of
+from xtreemos.xtreemfs.mrc import commands as do
+from xtreemos.xtreemfs.mrc import placing, views
+from xtreemos.xtreemfs.mrc.leasing import Allowed, Plan
+from xtreemos.xtreemfs.mrc.model import READ, WRITE, Cred, Inode, Name
+from xtreemos.xtreemfs.mrc.namespace import Moved
+from xtreemos.xtreemfs.mrc.serving import Core
+
+LISTING_BYTES: Final = 1 << 20  # of one answer, about: a page of link targets would fill a frame
+ATTR_ROWS_MAX: Final = 1024  # names of one page with attributes: each is a read of the store
+_FILES_TOTAL: Final = 1 << 40
+
+
+class Files:
+    """The methods; `handlers` is their table."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._turns = itertools.count(int(time.time() * 1000))
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return method -> handler."""
+        return {
+            "mrc.lookup": self.lookup, "mrc.getattr": self.getattr, "mrc.create": self.create, "mrc.link": self.link,
+            "mrc.unlink": self.unlink, "mrc.rename": self.rename, "mrc.readdir": self.readdir, "mrc.setattr": self.setattr,
+            "mrc.getxattr": self.getxattr, "mrc.setxattr": self.setxattr, "mrc.listxattr": self.listxattr, "mrc.removexattr": self.removexattr,
+            "mrc.statfs": self.statfs,
+        }  # fmt: skip
+
+    # -- reading ---------------------------------------------------------------------------------------------------------
+
+    async def lookup(self, call: ServerCall) -> p.Looked:
+        """Never waits for a recall: what is being changed elsewhere is told from before the change, not to be kept."""
+        core = self._core
+        m, client = core.opened(call, p.Lookup)
+        state = core.state
+        folder, inode = views.lookup(state, core.cred(call, m.who, m.dir), m.dir, m.name)
+        now = core.leasing.now_s()
+        leases = core.leasing.table
+        held = leases.glance(client, m.dir, now)
+        named = held.level > Level.NONE and m.name != b".." and leases.name_free(client, m.dir, m.name)
+        if inode is None:
+            answer = p.Looked(None, p.NoEntry(named, folder.attr()), int(held.level), held.cache)
+        else:
+            link = state.cold(inode.ino).link if stat.S_ISLNK(inode.mode) else b""
+            given = leases.glance(client, inode.ino, now)
+            answer = p.Looked(core.grant(inode, given, named=named, link=link), None, int(held.level), held.cache)
+        return await core.leasing.ordered(answer)  # type: ignore[no-any-return]
+
+    async def getattr(self, call: ServerCall) -> p.Grant:
+        """Waits for a writer elsewhere to tell what it did, but for directories."""
+        core = self._core
+        m, client = core.opened(call, p.GetAttr)
+        core.cred(call, m.who, m.ino)
+        inode = core.state.inode(m.ino)
+        if inode.is_dir:
+            given = core.leasing.table.glance(client, m.ino, core.leasing.now_s())
+            return await core.leasing.ordered(core.grant(inode, given))  # type: ignore[no-any-return]
+        node = core.node_of(call)
+
+        def execute(allowed: Allowed) -> Plan:
+            found = core.state.inode(m.ino)
+            if allowed[m.ino].shared:
+                core.allow(client, m.ino, READ)  # the true size is at the OSD: the client must be able to ask
+                layout = core.state.cold(m.ino).layout
+                give = Give(m.ino, shared=Level.READ, epoch=allowed[m.ino].epoch)
+                return Plan((give,), lambda given: core.open_grant(client, node, found, given[0], layout))
+            link = core.state.cold(m.ino).link if stat.S_ISLNK(found.mode) else b""
+            return Plan((Give(m.ino, Level.READ),), lambda given: core.grant(found, given[0], link=link))
+
+        return await core.leasing.ask(client, lambda: (Need(m.ino, How.READ),), execute)  # type: ignore[no-any-return]
+
+    async def readdir(self, call: ServerCall) -> p.Listing:
+        """A page; READ is granted on what comes with attributes."""
+        core = self._core
+        m, client = core.opened(call, p.ReadDir)
+        state, cred = core.state, core.cred(call, m.who, m.dir)
+        count = min(m.count, ATTR_ROWS_MAX) if m.attrs else m.count
+        folder, page = views.listing(state, cred, m.dir, m.cookie, count)
+        now = core.leasing.now_s()
+        held = core.leasing.table.glance(client, m.dir, now)
+        with_attrs = m.attrs and views.may_list_with_attrs(folder, cred)
+        entries: list[p.ListedEntry] = []
+        size = 0
+        for name, row in page.rows:
+            entry = self._listed(client, name, row, now) if with_attrs else p.ListedEntry(name, row.cookie, row.ino, row.type << 12)
+            entries.append(entry)
+            size += len(name) + len(entry.link) + 128
+            if size > LISTING_BYTES:
+                break
+        end = page.end and len(entries) == len(page.rows)
+        return await core.leasing.ordered(  # type: ignore[no-any-return]
+            p.Listing(tuple(entries), end, int(held.level), folder.parent, held.cache, folder.attr())
+        )
+
+    def _listed(self, client: str, name: bytes, row: Name, now_s: float) -> p.ListedEntry:
+        core = self._core
+        state = core.state
+        inode = state.inode(row.ino)
+        given = core.leasing.table.glance(client, row.ino, now_s)
+        link = state.cold(row.ino).link if stat.S_ISLNK(inode.mode) else b""
+        attr = inode.attr() if given.level and given.cache else None
+        return p.ListedEntry(name, row.cookie, row.ino, inode.mode, attr, link)
+
+    async def getxattr(self, call: ServerCall) -> bytes:
+        """See `views.get_xattr`."""
+        m = calls.message_of(call.params, p.GetXattr)
+        value = views.get_xattr(self._core.state, self._core.cred(call, m.who, m.ino), m.ino, m.name)
+        return await self._core.leasing.ordered(value)  # type: ignore[no-any-return]
+
+    async def listxattr(self, call: ServerCall) -> list[bytes]:
+        """See `views.list_xattrs`."""
+        m = calls.message_of(call.params, p.ListXattr)
+        names = views.list_xattrs(self._core.state, self._core.cred(call, m.who, m.ino), m.ino)
+        return await self._core.leasing.ordered(names)  # type: ignore[no-any-return]
+
+    async def statfs(self, call: ServerCall) -> p.StatFsAnswer:
+        """The quota where there is one, else what the OSDs have."""
+        core = self._core
+        m = calls.message_of(call.params, p.StatFs)
+        cred = core.cred(call, m.who, m.ino)
+        volume = volume_of(m.ino)
+        state = core.state
+        used, limit, room = state.usage(volume, None), state.limits(volume, None), state.room(volume, cred.uid)
+        osds = core.directory.state.osds.values()
+        total, free = sum(row.total_bytes for row in osds), sum(row.free_bytes for row in osds if row.state == "online")
+        files_total, files_free = _FILES_TOTAL, _FILES_TOTAL - used.files
+        if limit.bytes:
+            total = limit.bytes
+        if room is not None:
+            free, files_free = max(0, min(free, room.bytes)), max(0, min(files_free, room.files))
+        if limit.files:
+            files_total = limit.files
+        return await core.leasing.ordered(p.StatFsAnswer(total, free, files_total, files_free))  # type: ignore[no-any-return]
+
+    # -- names -----------------------------------------------------------------------------------------------------------
+
+    async def create(self, call: ServerCall) -> p.Made:
+        """Any kind of inode; a regular file comes with WRITE, others with READ."""
+        core = self._core
+        m, client = core.opened(call, p.Create)
+        cred, node = core.cred(call, m.who, m.dir), core.node_of(call)
+        is_file = stat.S_ISREG(m.mode)
+        layout = self._layout(volume_of(m.dir), m.near or node) if is_file else None
+
+        def execute(_allowed: Allowed) -> Plan:
+            if not m.exclusive and not m.anonymous:
+                found = self._found(client, cred, m)
+                if found is not None:
+                    return found
+            epoch = core.leasing.new_epoch() if is_file else 0
+            made = core.execute(
+                do.Create(
+                    cred, m.dir, m.name, m.mode, m.umask, core.now_ns(m.now_ns), m.rdev, m.link, layout, client, epoch, m.anonymous
+                ),
+                volume_of(m.dir),
+            )
+            ino = made.inode.ino
+            give = Give(ino, Level.WRITE, epoch) if is_file else Give(ino, Level.READ)
+            if is_file:
+                core.allow(client, ino, READ | WRITE)
+
+            def finish(given: Any) -> p.Made:
+                grant = (
+                    core.open_grant(client, node, made.inode, given[0], layout)
+                    if is_file
+                    else core.grant(made.inode, given[0], link=m.link)
+                )
+                return p.Made(_named(grant, given[1].level > 0), made.folder.attr(), False, given[1].cache)
+
+            return Plan((give, Give(m.dir)), finish, (table.Orphan(ino),) if m.anonymous else ())
+
+        needs = () if m.anonymous else (Need(m.dir, How.NAMES, (m.name,)),)
+        return await core.leasing.ask(client, lambda: needs, execute)  # type: ignore[no-any-return]
+
+    def _found(self, client: str, cred: Cred, m: p.Create) -> Plan | None:
+        """Answer of a create that opens what is there."""
+        core = self._core
+        folder, inode = views.lookup(core.state, cred, m.dir, m.name)
+        if inode is None:
+            return None
+        if inode.is_dir:
+            raise FsError(errno.EISDIR)
+        link = core.state.cold(inode.ino).link if stat.S_ISLNK(inode.mode) else b""
+        ino = inode.ino
+
+        def finish(given: Any) -> p.Made:
+            seen = core.leasing.table.glance(client, ino, core.leasing.now_s())
+            grant = core.grant(inode, seen, link=link)
+            return p.Made(_named(grant, given[0].level > 0), folder.attr(), True, given[0].cache)
+
+        return Plan((Give(m.dir),), finish)
+
+    def _layout(self, volume: int, near: str) -> Layout:
+        policy = self._core.volumes[volume].policy
+        osds = self._core.directory.state.osds.values()
+        return placing.choose(policy, osds, near=near, now_s=time.time(), turn=next(self._turns))
+
+    async def link(self, call: ServerCall) -> p.Made:
+        """One more name."""
+        core = self._core
+        m, client = core.opened(call, p.Link)
+        cred = core.cred(call, m.who, m.dir)
+
+        def execute(_allowed: Allowed) -> Plan:
+            made = core.execute(do.Link(cred, m.ino, m.dir, m.name, core.now_ns(m.now_ns)), volume_of(m.dir))
+
+            def finish(given: Any) -> p.Made:
+                grant = _named(core.grant(made.inode, given[0]), given[1].level > 0)
+                return p.Made(grant, made.folder.attr(), False, given[1].cache)
+
+            return Plan((Give(m.ino), Give(m.dir)), finish)
+
+        needs = (Need(m.dir, How.NAMES, (m.name,)), Need(m.ino, How.ALONE))
+        return await core.leasing.ask(client, lambda: needs, execute)  # type: ignore[no-any-return]
+
+    async def unlink(self, call: ServerCall) -> p.Gone:
+        """Unlink or rmdir."""
+        core = self._core
+        m, client = core.opened(call, p.Unlink)
+        cred = core.cred(call, m.who, m.dir)
+        seen = 0
+
+        def needs() -> tuple[Need, ...]:
+            nonlocal seen
+            found = core.state.find_name(m.dir, m.name)
+            seen = found.ino if found else 0
+            return (Need(m.dir, How.NAMES, (m.name,)), *((Need(seen, How.ALONE),) if seen else ()))
+
+        def execute(_allowed: Allowed) -> Plan:
+            found = core.state.find_name(m.dir, m.name)
+            if found is not None and found.ino != seen:
+                raise Moved
+            keep = bool(seen) and core.leasing.table.in_use(seen)
+            gone = core.execute(do.Unlink(cred, m.dir, m.name, core.now_ns(m.now_ns), m.directory, seen, keep), volume_of(m.dir))
+            after = (table.Orphan(seen),) if keep and gone.inode.nlink == 0 else ()
+            return Plan((Give(m.dir),), lambda given: p.Gone(gone.inode.attr(), gone.folder.attr(), given[0].cache), after)
+
+        return await core.leasing.ask(client, needs, execute)  # type: ignore[no-any-return]
+
+    async def rename(self, call: ServerCall) -> p.Renamed:
+        """As renameat2."""
+        core = self._core
+        m, client = core.opened(call, p.Rename)
+        cred = core.cred(call, m.who, m.dir)
+        seen = other = 0
+
+        def look() -> tuple[int, int]:
+            one, two = core.state.find_name(m.dir, m.name), core.state.find_name(m.new_dir, m.new_name)
+            return one.ino if one else 0, two.ino if two else 0
+
+        def needs() -> tuple[Need, ...]:
+            nonlocal seen, other
+            seen, other = look()
+            rows = [Need(m.dir, How.NAMES, (m.name,)), Need(m.new_dir, How.NAMES, (m.new_name,))]
+            return (*rows, *(Need(ino, How.ALONE) for ino in (seen, other) if ino))
+
+        def execute(_allowed: Allowed) -> Plan:
+            if look() != (seen, other):
+                raise Moved
+            keep = bool(other) and core.leasing.table.in_use(other)
+            done = core.execute(
+                do.Rename(cred, m.dir, m.name, m.new_dir, m.new_name, m.flags, core.now_ns(m.now_ns), seen, other, keep),
+                volume_of(m.dir),
+            )
+            lost = done.replaced
+            after = (table.Orphan(other),) if keep and lost is not None and lost.nlink == 0 else ()
+
+            def finish(given: Any) -> p.Renamed:
+                replaced = lost.attr() if lost is not None else None
+                cache = given[0].cache and given[1].cache
+                return p.Renamed(done.inode.attr(), done.folder.attr(), done.new_folder.attr(), replaced, cache)
+
+            return Plan((Give(m.dir), Give(m.new_dir)), finish, after)
+
+        return await core.leasing.ask(client, needs, execute)  # type: ignore[no-any-return]
+
+    # -- attributes ------------------------------------------------------------------------------------------------------
+
+    async def setattr(self, call: ServerCall) -> p.Grant:
+        """A new size is taken only from who holds WRITE (or writes shared): it is who cuts the columns on the OSDs."""
+        core = self._core
+        m, client = core.opened(call, p.SetAttr)
+        cred = core.cred(call, m.who, m.ino)
+
+        def execute(_allowed: Allowed) -> Plan:
+            held = core.leasing.table.held(client, m.ino)
+            writes = Level.WRITE in (held.level, held.shared) and held.epoch == m.epoch
+            if m.size >= 0 and not writes and core.state.inode(m.ino).is_file:
+                raise FsError(errno.ESTALE, "the size of a file is set by who holds its WRITE lease", "acquire it first")
+            inode = core.execute(
+                do.SetAttr(
+                    cred, m.ino, core.now_ns(m.now_ns), m.mode, m.uid, m.gid, m.size, m.atime_ns, m.mtime_ns, m.times_now, writes
+                ),
+                volume_of(m.ino),
+            )
+            return self._changed(inode)
+
+        return await core.leasing.ask(client, lambda: (Need(m.ino, How.ALONE),), execute)  # type: ignore[no-any-return]
+
+    def _changed(self, inode: Inode) -> Plan:
+        return Plan((Give(inode.ino),), lambda given: self._core.grant(inode, given[0]))
+
+    async def setxattr(self, call: ServerCall) -> p.Grant:
+        """Xattrs and ACLs."""
+        core = self._core
+        m, client = core.opened(call, p.SetXattr)
+        cred = core.cred(call, m.who, m.ino)
+
+        def execute(_allowed: Allowed) -> Plan:
+            command = do.SetXattr(cred, m.ino, m.name, m.value, m.flags, core.now_ns(m.now_ns))
+            return self._changed(core.execute(command, volume_of(m.ino)))
+
+        return await core.leasing.ask(client, lambda: (Need(m.ino, How.ALONE),), execute)  # type: ignore[no-any-return]
+
+    async def removexattr(self, call: ServerCall) -> p.Grant:
+        """Xattrs and ACLs."""
+        core = self._core
+        m, client = core.opened(call, p.RemoveXattr)
+        cred = core.cred(call, m.who, m.ino)
+
+        def execute(_allowed: Allowed) -> Plan:
+            command = do.RemoveXattr(cred, m.ino, m.name, core.now_ns(m.now_ns))
+            return self._changed(core.execute(command, volume_of(m.ino)))
+
+        return await core.leasing.ask(client, lambda: (Need(m.ino, How.ALONE),), execute)  # type: ignore[no-any-return]
+
+
+def _named(grant: p.Grant, named: bool) -> p.Grant:
+    """Return the grant, with the name to be cached or not."""
+    if grant.named == named:
+        return grant
+    return p.Grant(
+        grant.attr, grant.level, grant.epoch, grant.capability, grant.layout, grant.link, named, grant.cache, grant.shared
+    )

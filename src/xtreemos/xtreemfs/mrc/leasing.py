@@ -1,0 +1,363 @@
+"""The driver of the lease table: requests wait in it, recalls and answers go out in the order in which the table gives them.
+
+An operation is two functions. `needs()` says what it needs of which inodes, from the store as it is now; `execute(allowed)` does it, and
+returns what it wants granted and how the answer is made of what was. Both are synchronous: between Proceed and Done nothing else
+happens. Answers wait for the log (`journal.then`); what goes to one client never overtakes what was decided before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final, NamedTuple, Protocol
+
+from xtreemos.errors import InternalError, XosError
+from xtreemos.fabric.rpc import Peer, ServerCall
+from xtreemos.xtreemfs.errors import FsError
+from xtreemos.xtreemfs.lease import table_model as table
+from xtreemos.xtreemfs.lease.model import Claim, Give, Given, Need
+from xtreemos.xtreemfs.lease.table import Table
+from xtreemos.xtreemfs.mrc import commands as do
+from xtreemos.xtreemfs.mrc.errors import SessionOver
+from xtreemos.xtreemfs.mrc.journal import Journal
+from xtreemos.xtreemfs.mrc.namespace import Moved
+from xtreemos.xtreemfs.protocol import Recall
+
+log = logging.getLogger(__name__)
+
+EPOCH_STRIDE: Final = 1 << 16  # epochs made durable at a time: one record of the log serves so many WRITE leases
+
+Allowed = dict[int, table.Allowed]
+
+
+class Plan(NamedTuple):
+    """What an executed operation leaves: grants it wants, how its answer is made of what was granted, and events that follow."""
+
+    gives: tuple[Give, ...]
+    finish: Callable[[tuple[Given, ...]], Any]
+    after: tuple[table.Event, ...] = ()
+
+
+class Hooks(Protocol):
+    """What else the table may want done."""
+
+    def fence(self, effect: table.Fence) -> None:
+        """Fence a file whose writer was evicted, ask its size, then feed Fenced."""
+
+    def opened(self, client: str) -> None:
+        """A client that was not known opens its session: its id is made durable."""
+
+    def unused(self, ino: int) -> None:
+        """Nobody has this inode any more, and it has no name."""
+
+    def lapsed(self, client: str) -> None:
+        """A client's session has expired: its locks end."""
+
+    def forgotten(self, client: str) -> None:
+        """Nothing is left of a client's session."""
+
+    def grace_over(self) -> None:
+        """All clients from before the restart are back or given up."""
+
+
+class _Pending:
+    """One answer that is waited for."""
+
+    __slots__ = ("done", "error", "execute", "finish", "future", "needs", "result")
+
+    def __init__(self) -> None:
+        self.needs: Callable[[], tuple[Need, ...]] = tuple
+        self.execute: Callable[[Allowed], Plan] | None = None
+        self.finish: Callable[[tuple[Given, ...]], Any] | None = None
+        self.done = False
+        self.result: Any = None
+        self.error: XosError | None = None
+        self.future: asyncio.Future[None] | None = None
+
+
+class _Client:
+    """The connection that a session has now."""
+
+    def __init__(self, call: ServerCall) -> None:
+        self.call = call
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when another connection of the same session took over."""
+
+
+def now_s() -> float:
+    """Seconds on the clock of leases: goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Leasing:
+    """See the module."""
+
+    def __init__(
+        self, journal: Journal, hooks: Hooks, *, sessions: Iterable[str], writers: Iterable[table.Writer], epoch: int
+    ) -> None:
+        self.journal = journal
+        self.table = Table(now_s(), sessions=sessions, writers=writers)
+        self._hooks = hooks
+        self._ops = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._renewals: dict[str, _Pending] = {}
+        self._openings: dict[str, _Pending] = {}
+        self._clients: dict[str, _Client] = {}
+        self._by_peer: dict[Peer, str] = {}
+        self._late = 0
+        self._epoch = self._epoch_end = epoch
+        self._effects: deque[table.Effect] = deque()
+        self._carrying_out = False
+        self.recalls = 0
+
+    # -- events and effects ----------------------------------------------------------------------------------------------
+
+    def feed(self, event: table.Event) -> None:
+        """Feed the table, and carry out what it wants, in order."""
+        self._effects.extend(self.table.on(event, now_s()))
+        if self._carrying_out:
+            return
+        self._carrying_out = True
+        try:
+            while self._effects:
+                self._carry_out(self._effects.popleft())
+        finally:
+            self._carrying_out = False
+
+    def _carry_out(self, effect: table.Effect) -> None:
+        match effect:
+            case table.Proceed(op, allowed):
+                self._proceed(op, {row.ino: row for row in allowed})
+            case table.Answer(op, given):
+                self._answer(op, given)
+            case table.SendRecall():
+                self._send_recall(effect)
+            case table.Refuse(op):
+                self._fail(self._pending.pop(op, None), FsError(errno.EAGAIN, "too many operations of this client wait"))
+            case table.NoSession(client, op):
+                self._no_session(client, op)
+            case table.Opened(client, new, _lost):
+                if new:
+                    self._hooks.opened(client)
+                self._succeed(self._openings.pop(client, None), effect)
+            case table.Renewed(client):
+                self._succeed(self._renewals.pop(client, None), None)
+            case table.Lapsed(client):
+                self._hooks.lapsed(client)
+            case table.Forgotten(client):
+                self._hooks.forgotten(client)
+            case table.Fence():
+                self._hooks.fence(effect)
+            case table.Unused(ino):
+                self._hooks.unused(ino)
+            case table.GraceOver():
+                self._hooks.grace_over()
+            case _:
+                raise AssertionError(f"unknown effect {effect}")
+
+    def _proceed(self, op: int, allowed: Allowed) -> None:
+        pending = self._pending.get(op)
+        if pending is None or pending.execute is None:
+            self.feed(table.Done(op))
+            return
+        plan = Plan((), lambda _given: None)
+        try:
+            plan = pending.execute(allowed)
+        except Moved:
+            try:
+                needs = pending.needs()
+            except XosError as error:
+                pending.error = error
+            else:
+                self.feed(table.Again(op, needs))
+                return
+        except XosError as error:
+            pending.error = error
+        except Exception as error:  # a bug in one operation must not stop the table, in whose midst we are
+            log.exception("operation %d failed", op)
+            pending.error = InternalError(
+                f"the operation failed inside: {type(error).__name__}", "please report it with the node's log"
+            )
+        pending.finish = plan.finish
+        self.feed(table.Done(op, plan.gives))
+        for event in plan.after:
+            self.feed(event)
+
+    def _answer(self, op: int, given: tuple[Given, ...]) -> None:
+        pending = self._pending.pop(op, None)
+        if pending is None:
+            return
+        if pending.error is not None:
+            self._fail(pending, pending.error)
+            return
+        assert pending.finish is not None, "Answer follows Done"
+        self._succeed(pending, pending.finish(given))
+
+    def _no_session(self, client: str, op: int) -> None:
+        error = SessionOver("this client's session is over", "open it again")
+        if op:
+            self._fail(self._pending.pop(op, None), error)
+        else:
+            self._fail(self._renewals.pop(client, None), error)
+            self._fail(self._openings.pop(client, None), error)
+
+    # -- answers in order ------------------------------------------------------------------------------------------------
+
+    def _succeed(self, pending: _Pending | None, result: Any) -> None:
+        if pending is not None:
+            pending.result = result
+            self.journal.then(lambda: self._deliver(pending))
+
+    def _fail(self, pending: _Pending | None, error: XosError) -> None:
+        if pending is not None:
+            pending.error = error
+            self.journal.then(lambda: self._deliver(pending))
+
+    def _deliver(self, pending: _Pending) -> None:
+        pending.done = True
+        if pending.future is not None and not pending.future.done():
+            self._late += 1  # until its task has run, nothing may be sent at once
+            pending.future.set_result(None)
+
+    async def _wait(self, pending: _Pending) -> Any:
+        """Return when it is this answer's turn to be sent: the caller returns it without another await."""
+        if not pending.done:
+            pending.future = asyncio.get_running_loop().create_future()
+            try:
+                await pending.future
+            finally:
+                if pending.future.done() and not pending.future.cancelled():
+                    self._late -= 1
+        elif self._late:
+            self._late += 1
+            try:
+                await asyncio.sleep(0)  # behind those that were decided before
+            finally:
+                self._late -= 1
+        if pending.error is not None:
+            raise pending.error
+        return pending.result
+
+    async def ordered(self, result: Any) -> Any:
+        """Return `result` when everything that it may have seen is on the disk, in its turn."""
+        pending = _Pending()
+        self._succeed(pending, result)
+        return await self._wait(pending)
+
+    def _send_recall(self, effect: table.SendRecall) -> None:
+        self.recalls += 1
+        client = self._clients.get(effect.client)
+        if client is None:
+            return
+
+        def soon() -> None:
+            self._late += 1
+            asyncio.get_running_loop().call_soon(send)
+
+        def send() -> None:
+            self._late -= 1
+            client.call.send_event(Recall(effect.seq, effect.ino, int(effect.level), effect.names))
+
+        self.journal.then(soon)
+
+    # -- operations ------------------------------------------------------------------------------------------------------
+
+    def ask(self, client: str, needs: Callable[[], tuple[Need, ...]], execute: Callable[[Allowed], Plan]) -> Awaitable[Any]:
+        """Start an operation (now, in this very call); await the result for its answer.
+
+        Raises (from the awaitable):
+            FsError: as `needs` or `execute`, or EAGAIN: too many wait. SessionOver. Cancelling gives up waiting; what was done stays.
+        """
+        pending = _Pending()
+        pending.needs, pending.execute = needs, execute
+        op = next(self._ops)
+        try:
+            needed = needs()
+        except XosError as error:
+            self._fail(pending, error)
+            return self._wait(pending)
+        self._pending[op] = pending
+        self.feed(table.Ask(op, client, needed))
+        return self._await_op(op, pending)
+
+    async def _await_op(self, op: int, pending: _Pending) -> Any:
+        try:
+            return await self._wait(pending)
+        except asyncio.CancelledError:
+            if self._pending.pop(op, None) is not None:
+                self.feed(table.Drop(op))
+            raise
+
+    def new_epoch(self) -> int:
+        """Return an epoch larger than every earlier one; durable before any answer that tells it."""
+        if self._epoch + 1 >= self._epoch_end:
+            self._epoch_end = self._epoch + EPOCH_STRIDE
+            self.journal.execute(do.Epochs(self._epoch_end))
+        self._epoch += 1
+        return self._epoch
+
+    # -- sessions --------------------------------------------------------------------------------------------------------
+
+    def client_of(self, peer: Peer) -> str:
+        """Return the session of a connection; SessionOver if it has none."""
+        client = self._by_peer.get(peer)
+        if client is None:
+            raise SessionOver("no session is open on this connection", "open it first")
+        return client
+
+    def client_count(self) -> int:
+        """Return how many sessions have a connection."""
+        return len(self._clients)
+
+    async def attach(self, call: ServerCall, client: str, held: tuple[Claim, ...]) -> tuple[asyncio.Future[None], table.Opened]:
+        """Open a session (again) on a connection; the one that it had before ends.
+
+        Returns:
+            (a future that is done when another connection takes over, what the table says). SessionOver: not now, try later.
+        """
+        before = self._clients.pop(client, None)
+        if before is not None:
+            self._by_peer.pop(before.call.peer, None)
+            if not before.ended.done():
+                before.ended.set_result(None)
+        current = _Client(call)
+        self._clients[client] = current
+        self._by_peer[call.peer] = client
+        pending = self._openings[client] = _Pending()
+        self.feed(table.Open(client, held))
+        try:
+            opened = await self._wait(pending)
+        except BaseException:
+            self.detach(call, client)
+            raise
+        return current.ended, opened
+
+    def detach(self, call: ServerCall, client: str) -> None:
+        """The connection of a session is gone (unless another one has taken over)."""
+        current = self._clients.get(client)
+        if current is not None and current.call is call:
+            del self._clients[client]
+            self._by_peer.pop(call.peer, None)
+            self._openings.pop(client, None)
+            self.feed(table.Cut(client))
+
+    def renew(self, client: str) -> Awaitable[Any]:
+        """Renew a session; SessionOver if it is over."""
+        pending = self._renewals[client] = _Pending()
+        self.feed(table.Renew(client))
+        return self._wait(pending)
+
+    @staticmethod
+    def now_s() -> float:
+        """The table's clock."""
+        return now_s()
+
+    def tick(self) -> None:
+        """Let the table see the time; called some times a second."""
+        if now_s() >= self.table.next_wake():
+            self.feed(table.Tick())

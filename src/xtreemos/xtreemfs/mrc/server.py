@@ -1,0 +1,337 @@
+"""One MRC, wired: store, journal, leases, methods, listeners, worker, and its record in the directory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from xtreemos.errors import PermissionRefused, Unreachable, XosError
+from xtreemos.fabric import rpc
+from xtreemos.fabric.rpc import Handler, Peer, ServerCall
+from xtreemos.foundation.files import write_atomically
+from xtreemos.vo.admission import Admission
+from xtreemos.vo.audit import Audit, AuditRecord
+from xtreemos.vo.model import Revocation
+from xtreemos.vo.revocation import RevocationSet
+from xtreemos.vo.tls import Gate, client_context, identify_node
+from xtreemos.vo.x509 import vo_dns
+from xtreemos.xtreemfs.capability import Signer
+from xtreemos.xtreemfs.credential import CredentialFolder
+from xtreemos.xtreemfs.directory import Directory, State
+from xtreemos.xtreemfs.errors import FsError
+from xtreemos.xtreemfs.lease import locks
+from xtreemos.xtreemfs.lease import table_model as table
+from xtreemos.xtreemfs.model import Level, MrcRecord, OsdRecord
+from xtreemos.xtreemfs.mrc import schema
+from xtreemos.xtreemfs.mrc.actors import Actors, Ticketed, VerifyTicket
+from xtreemos.xtreemfs.mrc.admin import Admin
+from xtreemos.xtreemfs.mrc.events import Events
+from xtreemos.xtreemfs.mrc.files import Files
+from xtreemos.xtreemfs.mrc.journal import Journal
+from xtreemos.xtreemfs.mrc.leasing import Leasing
+from xtreemos.xtreemfs.mrc.locking import Locking
+from xtreemos.xtreemfs.mrc.opening import Opening
+from xtreemos.xtreemfs.mrc.osds import Osds
+from xtreemos.xtreemfs.mrc.serving import Core
+from xtreemos.xtreemfs.mrc.state import State as Reading
+from xtreemos.xtreemfs.mrc.store import Lock, Store, open_store
+from xtreemos.xtreemfs.mrc.worker import Worker
+from xtreemos.xtreemfs.protocol import LockRow
+from xtreemos.xtreemfs.ticket import chain_judge, verify_ticket
+
+log = logging.getLogger(__name__)
+
+CREDENTIAL_LOOK_S: Final = 5.0
+TELL_S: Final = 5.0  # between tries to tell the directory what it does not know yet
+AUDITED_MAX: Final = 256
+AUDIT_AGAIN_S: Final = 60.0
+SEED_BYTES: Final = 32
+KEYS_FILE: Final = "signing.key"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an MRC is started with. `listen` ("host:port") needs `credential`; without them only root of this machine is served, without tickets."""
+
+    folder: Path
+    socket: Path
+    listen: str = ""
+    address: str = ""
+    credential: Path | None = None
+
+
+class Refusals:
+    """The audit, fed with refusals only; the same one again within AUDIT_AGAIN_S is left out, or a mad client could fill the disk."""
+
+    def __init__(self, audit: Audit, vo: str) -> None:
+        self._audit = audit
+        self._vo = vo
+        self._told: dict[tuple[str, str, str], float] = {}
+
+    def __call__(self, who: str, what: str, why: str) -> None:
+        """Write a refusal down."""
+        now = time.monotonic()
+        key = (who, what, why)
+        if now - self._told.get(key, -AUDIT_AGAIN_S) < AUDIT_AGAIN_S:
+            return
+        while len(self._told) >= AUDITED_MAX:
+            del self._told[next(iter(self._told))]
+        self._told[key] = now
+        self._audit.append(AuditRecord(at=int(time.time()), vo=self._vo, who=who, what=what, allowed=False, why=why))
+
+
+def load_signer(folder: Path) -> Signer:
+    """Return the key that capabilities are signed with; made at the first start, never sent."""
+    path = folder / KEYS_FILE
+    if not path.exists():
+        write_atomically(path, os.urandom(SEED_BYTES), 0o600)
+    return Signer(path.read_bytes())
+
+
+def _writer_rows(store: Store) -> list[table.Writer]:
+    """Return who may have written what before the start, only those with the largest epoch of each file."""
+    best: dict[int, list[table.Writer]] = {}
+    for ino, client, row in Reading(store.kv, store.seq).writers():
+        rows = best.setdefault(ino, [])
+        if rows and rows[0].epoch < row.epoch:
+            rows.clear()
+        if not rows or rows[0].epoch == row.epoch:
+            rows.append(table.Writer(ino, client, row.epoch, Level(row.through)))
+    return [row for rows in best.values() for row in rows]
+
+
+class Server:
+    """Make it inside the event loop, `start`, then `run` for ever; `close` commits everything and ends it."""
+
+    def __init__(self, options: Options, directory: Directory, *, verify: VerifyTicket | None = None) -> None:
+        """Open the store and recover.
+
+        Args:
+            options: see there.
+            directory: of the VO.
+            verify: judge of tickets; by default the VO's own where there is a credential, and none where there is not.
+
+        Raises:
+            FolderInUse, LogDamaged, StoreBroken: it cannot start.
+        """
+        self._options = options
+        self._directory = directory
+        self._lock = Lock(options.folder)
+        self.store = open_store(options.folder)
+        self.audit = Audit(options.folder / "audit.jsonl")
+        self._refuse = Refusals(self.audit, directory.vo)
+        self.signer = load_signer(options.folder)
+        self._credential = CredentialFolder(options.credential) if options.credential is not None else None
+        self._gate = Gate()
+        self._revoked = RevocationSet()
+        self._servers: list[rpc.Server] = []
+        self._started_s = time.time()
+        self.broken: asyncio.Future[XosError] = asyncio.get_running_loop().create_future()
+        """Done when the disk failed: the process must end."""
+        self._wire(verify or (self._verify if self._credential is not None else None))
+
+    def _wire(self, verify: VerifyTicket | None) -> None:
+        store, directory = self.store, self._directory
+        self.journal = Journal(store, self._on_broken)
+        self.worker = Worker(Osds(directory, self._dial))
+        epoch = schema.unpack64(store.kv.get(schema.EPOCH) or bytes(8))
+        reading = Reading(store.kv, store.seq)
+        sessions = [row.client for row in reading.sessions()]
+        self.leasing = Leasing(self.journal, self.worker, sessions=sessions, writers=_writer_rows(store), epoch=epoch)
+        self.actors = Actors(
+            verify=verify,
+            numbers=self._numbers,
+            owner_of=lambda volume: row.owner if (row := self.core.volumes.get(volume)) else None,
+            roles_of=lambda user: frozenset(directory.state.members.get(user, ("member",))),
+            audit=self._refuse,
+            clock=time.time,
+        )
+        self.events = Events(store.seq)
+        self.core = Core(
+            journal=self.journal, leasing=self.leasing, actors=self.actors, signer=self.signer, directory=directory, note=self.events.note
+        )  # fmt: skip
+        self.locking = Locking(self.core, grace=bool(sessions))
+        self.opening = Opening(self.core, self._refuse, self._reclaim)
+        self.files = Files(self.core)
+        self.admin = Admin(self.core, self.events, self._refuse, self.status)
+        self.worker.begin(self.core, self.opening, self.locking)
+        if not sessions:
+            self.worker.look_at_orphans()
+
+    def _numbers(self, names: tuple[tuple[str, str], ...]) -> list[int]:
+        return self.admin.numbers(names)
+
+    def _reclaim(self, client: str, rows: tuple[LockRow, ...]) -> tuple[LockRow, ...]:
+        return self.locking.feed(locks.Reclaim(client, rows))
+
+    def _on_broken(self, error: XosError) -> None:
+        if not self.broken.done():
+            self.broken.set_result(error)
+
+    # -- who may call, and in which order answers go ---------------------------------------------------------------------
+
+    def handlers(self) -> dict[str, Handler]:
+        """What both listeners serve: to nodes of the VO and to root of this machine."""
+        tables: tuple[Mapping[str, Handler], ...] = (
+            self.files.handlers(), self.opening.handlers(), self.locking.handlers(), self.admin.handlers()
+        )  # fmt: skip
+        return {method: self._guarded(handler) for handlers in tables for method, handler in handlers.items()}
+
+    def _guarded(self, handler: Handler) -> Handler:
+        async def guarded(call: ServerCall) -> Any:
+            caller = call.caller
+            if not ((caller.kind == "local" and caller.uid == 0) or (caller.kind == "node" and caller.vo == self._directory.vo)):
+                self._refuse(str(caller), call.method, "only nodes of the VO are served")
+                raise PermissionRefused("the metadata server serves nodes of the VO only")
+            try:
+                return await handler(call)
+            except FsError:
+                if self.store.durable < self.store.seq:  # a refusal, too, may tell of what is not on the disk yet
+                    await self.leasing.ordered(None)
+                raise
+
+        return guarded
+
+    # -- tickets, keys, connections --------------------------------------------------------------------------------------
+
+    def _verify(self, ticket: bytes, node: str) -> Ticketed:
+        assert self._credential is not None
+        trust = self._credential.identity.trust
+        judge = chain_judge(lambda: trust, self._revoked)
+        return verify_ticket(ticket, vo=self._directory.vo, node=node, now_s=time.time(), verify_chain=judge)
+
+    def _take_revocations(self, state: State) -> None:
+        for key, value in state.revoked.items():
+            try:
+                self._revoked.apply(key, Revocation.from_bytes(value))
+            except msgspec.MsgspecError:
+                log.warning("the directory's record %s cannot be read", key)
+        self._revoked.synced = True
+
+    async def _dial(self, record: OsdRecord) -> Peer:
+        if (record.socket and record.node == self._directory.node) or self._credential is None:
+            return await rpc.connect_unix(Path(record.socket))
+        host, _colon, port = record.address.rpartition(":")
+        if not host:
+            raise Unreachable(f"the object server on {record.node} has no address")
+        identity = self._credential.identity
+        context = client_context(identity.trust, identity)
+        who = identify_node(identity.trust, time.time, record.node)
+        return await rpc.connect_tls(host.strip("[]"), int(port), context, vo_dns(self._directory.vo), identify=who)
+
+    # -- life ------------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen, and stand in the directory if it can be reached."""
+        handlers = self.handlers()
+        self._take_revocations(self._directory.state)
+        self._directory.on_change(self._take_revocations)
+        if self._options.listen and self._credential is not None:
+            self._take_identity()
+            host, _colon, port = self._options.listen.rpartition(":")
+            self._servers.append(
+                await rpc.serve_tls(host.strip("[]"), int(port), self._gate.context, handlers, self._gate.identify)
+            )
+        self._servers.append(await rpc.serve_unix(self._options.socket, handlers, mode=0o600, allowed_uid=0))
+        await self._tell()
+
+    def _take_identity(self) -> None:
+        assert self._credential is not None
+        identity = self._credential.identity
+        self._gate.set_identity(identity, Admission(identity.trust, self._revoked, self.audit, time.time))
+
+    def record(self) -> MrcRecord:
+        """Our record for the directory."""
+        address = self._options.address or self._options.listen
+        return MrcRecord(node=self._directory.node, address=address, keys=(self.signer.public,), socket=str(self._options.socket))
+
+    async def _tell(self) -> None:
+        """Write what the directory should know and does not."""
+        record = self.record()
+        if self._directory.state.mrcs.get(record.node) != record:
+            try:
+                await self._directory.put(record)
+            except (XosError, OSError) as error:
+                log.info("the directory does not take our record: %s", error)
+                return
+        await self.admin.tell_all()
+
+    async def run(self) -> None:
+        """Work, follow the directory and the credential; for ever, or until the disk fails."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._directory.run(), name="directory")
+            tasks.create_task(self.worker.run(), name="worker")
+            tasks.create_task(self._telling(), name="telling")
+            tasks.create_task(self._breaking(), name="breaking")
+
+    async def _breaking(self) -> None:
+        raise await self.broken
+
+    async def _telling(self) -> None:
+        while True:
+            await asyncio.sleep(TELL_S)
+            if self._credential is not None and self._credential.look():
+                self._take_identity()
+            await self._tell()
+
+    async def close(self) -> None:
+        """Serve no more; commit and close everything."""
+        for server in self._servers:
+            await server.close()
+        await self.worker.close()
+        self.journal.close()
+        self.audit.close()
+        self._lock.close()
+
+    def status(self) -> dict[str, Any]:
+        """For `mrc.status`."""
+        store, leases = self.store, self.leasing.table.statistics()
+        return {
+            "node": self._directory.node,
+            "uptime_s": int(time.time() - self._started_s),
+            "seq": store.seq,
+            "durable": store.durable,
+            "committed": store.committed,
+            "replayed": store.replayed,
+            "torn_bytes": store.torn.bytes if store.torn else 0,
+            "commands": self.journal.commands,
+            "syncs": self.journal.syncs,
+            "sync_us": int(self.journal.sync_s * 1e6),
+            "log_segments": len(store.log.segments),
+            "volumes": len(self.core.volumes),
+            "volumes_going": len(self.core.gone_volumes()),
+            "garbage": len(self.core.state.all_garbage(0, 10_000)),
+            "connected": self.leasing.client_count(),
+            "sessions": leases.sessions,
+            "leases": leases.leases,
+            "waiting": leases.waiting,
+            "recalls_out": leases.recalls,
+            "recalls": self.leasing.recalls,
+            "locks": len(self.locking.locks.rows()),
+            "grace": self.leasing.table.in_grace,
+        }
+
+
+async def serve(options: Options, directory: Directory, stop: asyncio.Event) -> None:
+    """Run one MRC until `stop`; everything is durable when it returns. Raises what keeps it from going on."""
+    server = Server(options, directory)
+    try:
+        await server.start()
+        running = asyncio.create_task(server.run())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+    finally:
+        await server.close()
