@@ -12,12 +12,13 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from xtreemos.testing.fusekit_process import ServerProcess
 
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 1 << 20
@@ -27,23 +28,10 @@ FILE_BYTES = 256 * MIB
 
 @contextlib.contextmanager
 def served(*arguments: str, cpu: int | None) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="fuse-bench-") as folder:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "xtreemos.testing.fusekit_serve", folder, *arguments],
-            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            if cpu is not None:
-                os.sched_setaffinity(server.pid, {cpu})
-            assert server.stdout is not None
-            assert server.stdout.readline() == "mounted\n"
-            yield Path(folder)
-        finally:
-            subprocess.run(["umount", folder], check=False)
-            server.terminate()
-            server.wait(10)
+    with tempfile.TemporaryDirectory(prefix="fuse-bench-") as folder, ServerProcess(Path(folder), *arguments) as server:
+        if cpu is not None:
+            os.sched_setaffinity(server.process.pid, {cpu})
+        yield server.path
 
 
 def rate(action: Callable[[], object], seconds: float) -> float:

@@ -1,4 +1,4 @@
-"""Mounts one of the example file systems until it is unmounted or told to end by SIGTERM: `python -m xtreemos.testing.fusekit_serve`.
+"""Mounts one of the example file systems until it is unmounted, or told to end by SIGTERM: `python -m xtreemos.testing.fusekit_serve`.
 
 Prints `mounted` when programs may use it. For tests and benchmarks, where the program that uses a mount must not be the one that serves it.
 """
@@ -14,19 +14,29 @@ import sys
 
 from xtreemos.testing.fusekit_memfs import MemFs
 from xtreemos.xtreemfs.fuse.handlers import Handlers
-from xtreemos.xtreemfs.fuse.mounting import mount
+from xtreemos.xtreemfs.fuse.mounting import Mount, mount
 from xtreemos.xtreemfs.fuse.options import MountOptions
 
 
 async def serve(mountpoint: str, handlers: Handlers, options: MountOptions, *, by_fusermount: bool = False) -> None:
-    """Serve until the end, then print the session's statistics as one line of JSON."""
+    """Serve until the end; SIGUSR1 prints `facts`."""
     mounted = await mount(mountpoint, handlers, options, by_fusermount=by_fusermount or None)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: asyncio.ensure_future(mounted.close()))
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, lambda: asyncio.ensure_future(mounted.close()))
+    loop.add_signal_handler(signal.SIGUSR1, lambda: print(facts(mounted), flush=True))
     print("mounted", flush=True)
     await mounted.wait_ended()
-    statistics = mounted.session.statistics()
     await mounted.close()
-    print(json.dumps({name: getattr(statistics, name) for name in statistics.__slots__}), flush=True)
+
+
+def facts(mounted: Mount) -> str:
+    """Return what the session counted, and what the kernel makes a file system in memory hold, as one line of JSON."""
+    statistics = mounted.session.statistics()
+    found = {name: getattr(statistics, name) for name in statistics.__slots__}
+    handlers = mounted.session.handlers
+    if isinstance(handlers, MemFs):
+        found |= {"nodes": len(handlers.nodes), "handles": len(handlers.handles)}
+    return json.dumps(found)
 
 
 def main() -> int:

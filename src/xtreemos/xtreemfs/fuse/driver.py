@@ -58,7 +58,7 @@ class Session(Notifications):
     def __init__(self, fd: int, handlers: Handlers, options: MountOptions, *, negotiated: Negotiated | None = None) -> None:
         self.fd = fd
         self.options = options
-        self._handlers = handlers
+        self.handlers = handlers
         self._loop = asyncio.get_running_loop()
         self._pool = BufferPool(max(c.READ_BUFFER_BYTES_MIN, options.max_write_bytes + c.PAGE_BYTES))
         super().__init__(Notifier(fd, threads=options.notify_threads, slots=options.notify_queue_max))
@@ -135,7 +135,7 @@ class Session(Notifications):
         if not self._destroyed:
             self._destroyed = True
             try:
-                self._handlers.destroy()
+                self.handlers.destroy()
             except Exception:  # noqa: BLE001  # a file system's bug must not end the mount; _bug logs it
                 self._bug(Op.DESTROY, 0)
 
@@ -208,7 +208,7 @@ class Session(Notifications):
         """Deal with what no handler answers."""
         match request:
             case m.Forget():
-                answer = self._handlers.forget(request)
+                answer = self.handlers.forget(request)
                 if answer is not None:
                     self._spawn(Op.FORGET, request, answer, None, None)
             case m.Interrupt():
@@ -238,9 +238,9 @@ class Session(Notifications):
     def _agree(self, agreed: Negotiated) -> None:
         self._negotiated = agreed
         self._decoders = wire.decoders(agreed.flags)
-        self._routes = {op: (getattr(self._handlers, name), encode) for op, (name, encode) in replies.ROUTES.items()}
+        self._routes = {op: (getattr(self.handlers, name), encode) for op, (name, encode) in replies.ROUTES.items()}
         try:
-            self._handlers.init(self)
+            self.handlers.init(self)
         except Exception:  # noqa: BLE001  # a file system's bug must not end the mount; _bug logs it
             self._bug(Op.INIT, 0)
         if not self._ready.done():
