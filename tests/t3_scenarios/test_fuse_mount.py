@@ -279,7 +279,7 @@ def test_the_umask_is_applied_by_the_file_system(fs):
 def test_permissions_hold_for_other_users(fs):
     (fs / "secret").write_text("x")
     (fs / "secret").chmod(0o600)
-    assert as_user(NOBODY, lambda: (fs / "secret").read_text()) == "EACCES"
+    assert as_user(NOBODY, (fs / "secret").read_text) == "EACCES"
     assert as_user(NOBODY, lambda: (fs / "new").write_text("mine")) == "4"
     assert (fs / "new").stat().st_uid == NOBODY
     assert as_user(NOBODY, lambda: os.chown(fs / "new", 0, 0)) == "EPERM"
@@ -445,10 +445,10 @@ def test_access_lists_are_enforced_and_show_in_the_mode(fs):
     ]
     os.setxattr(fs / "a", acl.ACCESS, acl.encode(acl.make(rows)))
     assert stat.S_IMODE((fs / "a").stat().st_mode) == 0o640
-    assert as_user(4321, lambda: (fs / "a").read_text()) == "'shared'"
-    assert as_user(4322, lambda: (fs / "a").read_text()) == "EACCES"
+    assert as_user(4321, (fs / "a").read_text) == "'shared'"
+    assert as_user(4322, (fs / "a").read_text) == "EACCES"
     (fs / "a").chmod(0o600)  # the mask takes the right away
-    assert as_user(4321, lambda: (fs / "a").read_text()) == "EACCES"
+    assert as_user(4321, (fs / "a").read_text) == "EACCES"
 
 
 def test_a_default_list_is_inherited_in_place_of_the_umask(fs):
@@ -514,7 +514,7 @@ class Locker:
     def waits(self) -> bool:
         return not select.select([self.process.stdout], [], [], 0.3)[0]
 
-    def __enter__(self) -> Locker:
+    def __enter__(self):
         return self
 
     def __exit__(self, *_: object) -> None:

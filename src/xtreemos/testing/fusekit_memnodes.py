@@ -76,12 +76,16 @@ class Handle:
 
 
 class MemStore(Handlers):
-    """The state: nodes the kernel knows, open handles, a clock in nanoseconds. `cache_ns` is how long the kernel may trust answers."""
+    """The state: nodes the kernel knows, open handles, a clock in nanoseconds. `cache_ns` is how long the kernel may trust answers,
+    `owner` (uid, gid) has the root folder.
+    """
 
-    def __init__(self, *, cache_ns: int = CACHE_NS, clock: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self, *, cache_ns: int = CACHE_NS, clock: Callable[[], int] = time.time_ns, owner: tuple[int, int] = (0, 0)
+    ) -> None:
         self.cache_ns = cache_ns
         self.now = clock
-        self.root = Node(ROOT_ID, stat.S_IFDIR | 0o755, 0, 0, clock(), nlink=2)
+        self.root = Node(ROOT_ID, stat.S_IFDIR | 0o755, *owner, clock(), nlink=2)
         self.root.parent = self.root
         self.nodes: NodeTable[Node] = NodeTable(self.root)
         self.handles: dict[int, Handle] = {}

@@ -50,7 +50,7 @@ def main() -> int:
         "--passthrough", metavar="FOLDER", help="show this folder, files by passthrough, in place of a new tree in memory"
     )
     arguments = parser.parse_args()
-    handlers: Handlers = MemFs(cache_ns=arguments.cache_ms * 1_000_000)
+    handlers: Handlers = MemFs(cache_ns=arguments.cache_ms * 1_000_000, owner=(os.geteuid(), os.getegid()))
     options = MountOptions(source="fusekit", subtype="fusekit", **arguments.options)
     if arguments.passthrough:
         from xtreemos.testing.fusekit_passthrough import PassthroughFs
