@@ -11,16 +11,16 @@ import asyncio
 import errno
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Literal, Protocol
 
 from xtreemos.xtreemfs.client.dirty import BUCKET_BYTES, Buffer, DirtyFile, Extent
 from xtreemos.xtreemfs.client.inodes import Changed, Inode
-from xtreemos.xtreemfs.client.osds import Osds, RightsNow, all_of
 from xtreemos.xtreemfs.client.readahead import BLOCK_BYTES, Planner
+from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.fuse.errors import FuseError
-from xtreemos.xtreemfs.model import Layout
-from xtreemos.xtreemfs.protocol import OsdWritten
+from xtreemos.xtreemfs.protocol import Rights
+from xtreemos.xtreemfs.striping import OsdConnections, StripedFile
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ class Coherence(Protocol):
     def generation(self, ino: int) -> int:
         """Grows whenever the lease is given back or lost."""
 
-    def rights(self, inode: Inode, mode: str) -> RightsNow:
-        """Return how to make the rights for reading ("r") or writing ("w") the file."""
+    def rights(self, inode: Inode) -> Rights:
+        """Return the best rights to the file that there are now."""
 
     def fenced(self, inode: Inode, epoch: int) -> None:
         """An OSD has refused a write under `epoch` since a newer writer is there."""
@@ -46,7 +46,7 @@ class Coherence(Protocol):
 class DataStore:
     """The bounds over the data of all files of a mount."""
 
-    def __init__(self, osds: Osds, coherence: Callable[[int], Coherence]) -> None:
+    def __init__(self, osds: OsdConnections, coherence: Callable[[int], Coherence]) -> None:
         self.osds = osds
         self.coherence = coherence
         """Of the inode number."""
@@ -118,28 +118,31 @@ class FileData:
         """errno of the newest failure."""
         self.errors = 0
         """How many there were; a handle remembers how many it has told."""
-        self.unsynced: dict[int, str] = {}
-        """Columns written since their last sync -> `boot` of their OSD."""
         self.on_osds_bytes = inode.size
         """How long the file may be on the OSDs."""
         self._store = store
+        self._striped: StripedFile | None = None
         self._sending: set[asyncio.Task[None]] = set()
+        self._late: set[asyncio.Task[int]] = set()
         self._blocks: dict[int, bytes | bytearray | asyncio.Task[None]] = {}
 
     @property
     def busy(self) -> bool:
         """Whether it may not be forgotten."""
-        return bool(self.dirty or self.unsynced)
+        return bool(self.dirty or self._late or (self._striped is not None and self._striped.unsynced))
 
     @property
-    def layout(self) -> Layout:
-        """Where the file is. FuseError(EIO) if nobody has told."""
-        if self.inode.layout is None:
+    def striped(self) -> StripedFile:
+        """The file on its OSDs. FuseError(EIO) if nobody has told where it is."""
+        layout = self.inode.layout
+        if layout is None:
             raise FuseError(errno.EIO)
-        return self.inode.layout
+        if self._striped is None or self._striped.layout != layout:
+            self._striped = StripedFile(self._store.osds, layout, self._rights)
+        return self._striped
 
-    def _rights(self, mode: str) -> RightsNow:
-        return self._store.coherence(self.inode.ino).rights(self.inode, mode)
+    def _rights(self) -> Rights:
+        return self._store.coherence(self.inode.ino).rights(self.inode)
 
     # ------------------------------------------------------------------------------------------------------------ writing
 
@@ -177,17 +180,17 @@ class FileData:
             self.pump(full_only=not self._store.is_full)
 
     async def _send(self, extent: Extent) -> None:
-        epoch = self.inode.epoch
+        capability = self.inode.capabilities.get("w")
         try:
-            rows = await self._store.osds.write(self.layout, self._rights("w"), extent.start, extent.data)
+            await self.striped.write(extent.start, extent.data)
         except FuseError as failure:
             log.warning("%d bytes of inode %x could not be written: %s", len(extent.data), self.inode.ino, failure)
             if failure.errno == errno.ESTALE:
-                self._store.coherence(self.inode.ino).fenced(self.inode, epoch)
+                self._store.coherence(self.inode.ino).fenced(self.inode, capability[1].epoch if capability else 0)
             self._failed(failure.errno)
         else:
             self.on_osds_bytes = max(self.on_osds_bytes, extent.end)
-            self.note_written(rows)
+            self._note_blocks()
         finally:
             self._land(extent)
             self.forget_blocks(extent.start, len(extent.data))
@@ -197,13 +200,11 @@ class FileData:
         self.dirty.landed(extent)
         self._store.count(self.dirty.total_bytes - before)
 
-    def note_written(self, rows: Iterable[tuple[int, OsdWritten]]) -> None:
-        """Remember what OSDs said about columns that were changed."""
-        for column, written in rows:
-            boot = self.unsynced.setdefault(column, written.boot)
-            if boot != written.boot:
-                self._failed(errno.EIO)
-                self.unsynced[column] = written.boot
+    def _note_blocks(self) -> None:
+        blocks = sum(self.striped.blocks.values())
+        if blocks != self.inode.blocks and len(self.striped.blocks) == self.striped.width:
+            self.inode.blocks = blocks
+            self.inode.changed |= Changed.BLOCKS
 
     def _failed(self, number: int) -> None:
         self.error = errno.ENOSPC if number == errno.ENOSPC else errno.EDQUOT if number == errno.EDQUOT else errno.EIO
@@ -223,7 +224,7 @@ class FileData:
         """The file is gone for good: its unwritten bytes need not be sent."""
         self._store.count(-self.dirty.total_bytes)
         self.dirty.clear()
-        self.unsynced.clear()
+        self._striped = None
         self._store.dirty_files.pop(self, None)
         self.forget_blocks(0, 1 << 62)
 
@@ -241,24 +242,38 @@ class FileData:
         while self._sending:
             await asyncio.wait(list(self._sending))
 
+    @property
+    def is_late(self) -> bool:
+        """Whether something written waits for a lease before it can be taken (see `files`)."""
+        return bool(self._late)
+
+    def late(self, write: Coroutine[Any, Any, int]) -> None:
+        """Carry out a write that the kernel was answered already."""
+        task = asyncio.ensure_future(write)
+        self._late.add(task)
+        task.add_done_callback(self._late_done)
+
+    def _late_done(self, task: asyncio.Task[int]) -> None:
+        self._late.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.warning("a page of a mapping of inode %x could not be written: %s", self.inode.ino, task.exception())
+            self._failed(errno.EIO)
+
+    async def settle_late(self) -> None:
+        """Wait until late writes were taken. Not to be awaited by who holds up a lease."""
+        while self._late:
+            await asyncio.wait(list(self._late))
+
     async def sync(self) -> None:
         """Have all written columns brought to the OSDs' disks. FuseError: an OSD cannot; what was not on disk is void."""
         await self.flush()
-        columns = dict(self.unsynced)
-        if not columns:
+        if self._striped is None:
             return
         try:
-            rows = await self._store.osds.sync(
-                self.layout, self._rights("w" if "w" in self.inode.capabilities else "r"), sorted(columns)
-            )
-        except FuseError as failure:
+            await self._striped.sync()
+        except (FuseError, FsError) as failure:
             self._failed(failure.errno)
-            raise
-        for column, written in rows:
-            if self.unsynced.get(column) == columns[column]:
-                del self.unsynced[column]
-            if written.boot != columns[column]:
-                self._failed(errno.EIO)
+            raise FuseError(failure.errno) from failure
 
     async def truncate(self, size: int) -> None:
         """Set the file's length on the OSDs; what waits beyond is dropped. FuseError as the OSDs say."""
@@ -271,13 +286,15 @@ class FileData:
         old = self.inode.size
         if size < self.on_osds_bytes or size > max(old, self.on_osds_bytes):
             # Growing is told, too: the length of a file whose writer dies is what its columns say.
-            self.note_written(await self._store.osds.truncate(self.layout, self._rights("w"), size))
+            await self.striped.truncate(size)
+            self._note_blocks()
             self.on_osds_bytes = size
 
-    async def allocate(self, offset: int, length: int, how: str) -> None:
+    async def allocate(self, offset: int, length: int, how: Literal["a", "k", "p", "z"]) -> None:
         """Allocate ("a", "k"), punch ("p") or zero ("z") a range on the OSDs; what was unwritten is written first."""
         await self.flush()
-        self.note_written(await self._store.osds.allocate(self.layout, self._rights("w"), offset, length, how))
+        await self.striped.allocate(offset, length, how)
+        self._note_blocks()
         self.forget_blocks(offset, length)
         if how == "a":
             self.on_osds_bytes = max(self.on_osds_bytes, offset + length)
@@ -316,6 +333,13 @@ class FileData:
             out[start - offset : start - offset + len(data)] = data
         return self._laid_over(out, offset)
 
+    async def _read_osds(self, offset: int, length: int) -> Buffer:
+        try:
+            return await self.striped.read(offset, length)
+        except FsError as error:
+            log.error("inode %x: %s", self.inode.ino, error)  # noqa: TRY400  # it is told to the program
+            raise FuseError(error.errno) from error
+
     def _laid_over(self, out: bytearray, offset: int) -> bytearray:
         for start, data in self.dirty.overlay(offset, len(out)):
             out[start - offset : start - offset + len(data)] = data
@@ -324,12 +348,12 @@ class FileData:
     async def _fetched(self, offset: int, length: int) -> Buffer:
         first, last = offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES
         if not self._blocks or not any(index in self._blocks for index in range(first, last + 1)):
-            return await self._store.osds.read(self.layout, self._rights("r"), offset, length)
+            return await self._read_osds(offset, length)
         parts = []
         for index in range(first, last + 1):
             begin = max(offset, index * BLOCK_BYTES)
             parts.append(self._from_block(index, begin, min(offset + length, (index + 1) * BLOCK_BYTES) - begin))
-        got = await all_of(parts)
+        got = await asyncio.gather(*parts)
         return got[0] if len(got) == 1 else b"".join(got)
 
     async def _from_block(self, index: int, offset: int, length: int) -> Buffer:
@@ -339,7 +363,7 @@ class FileData:
             block = self._blocks.get(index)
         begin = offset - index * BLOCK_BYTES
         if block is None or isinstance(block, asyncio.Task) or begin + length > len(block):
-            return await self._store.osds.read(self.layout, self._rights("r"), offset, length)
+            return await self._read_osds(offset, length)
         data = memoryview(block)[begin : begin + length]
         if begin + length == len(block):
             self.forget_block(index)
@@ -359,7 +383,7 @@ class FileData:
         data: Buffer = b""
         try:
             if length > 0:
-                data = await self._store.osds.read(self.layout, self._rights("r"), begin, length)
+                data = await self._read_osds(begin, length)
         except FuseError as failure:
             log.debug("reading ahead failed: %s", failure)  # who needs the bytes will be told
         finally:

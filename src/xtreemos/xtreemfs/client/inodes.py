@@ -1,7 +1,7 @@
 """What the client knows of inodes: attributes, names, listings, extended attributes; each valid only as long as its lease is.
 
-No I/O here. An `Inode` lives as long as the kernel has looked it up, somebody has it open, or it holds something of a lease; `Inodes.idle`
-picks those to give up when there are too many. Own changes that the MRC was not told yet lie on top of its attributes.
+No I/O here. An `Inode` lives as long as the kernel has looked it up, somebody has it open, or something of it is unwritten or untold;
+`Inodes.idle` picks those to give up when there are too many. Own changes that the MRC was not told yet lie on top of its attributes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from xtreemos.xtreemfs.model import Attr, Layout, Level, volume_of
+from xtreemos.xtreemfs.model import Attr, Capability, Layout, Level, volume_of
 from xtreemos.xtreemfs.protocol import ListedEntry, Update
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 INODES_MAX = 100_000  # about 2 KiB each; more only while the kernel or open files hold them
 NAMES_MAX = 200_000  # of one directory, kept from lookups
 LISTING_MAX = 100_000  # names of one directory kept as a whole, so that it is listed again without asking
+
+Span = tuple[int, int]
+"""First byte, and the byte behind the last."""
 
 
 class Changed(IntFlag):
@@ -39,39 +42,51 @@ class Inode:
     """One inode. Attributes are those to show: the MRC's with our own changes on top."""
 
     __slots__ = (
-        "atime_ns", "attr", "blocks", "capabilities", "changed", "ctime_ns", "data", "epoch", "handles", "ino", "layout",
-        "level", "link", "listing", "lookups", "mode", "mtime_ns", "names", "pages", "parent", "pinned", "recalled", "size", "used",
-        "writers", "xattr_names", "xattrs",
+        "atime_ns", "attr", "blocks", "capabilities", "changed", "changes", "ctime_ns", "data", "dirty_told", "fresh", "handles", "ino", "invalidated",
+        "invalidating", "kernel_names", "layout", "link", "listing", "lookups", "mode", "mtime_ns", "names", "pages", "parent", "passed", "served",
+        "size", "used", "writers", "xattr_names", "xattrs",
     )  # fmt: skip
 
     def __init__(self, ino: int, attr: Attr) -> None:
         self.ino = ino
         self.attr = attr
-        self.level = Level.NONE
-        self.epoch = 0
         self.changed = Changed(0)
         self.mode, self.size, self.blocks = attr.mode, attr.size, attr.blocks
         self.atime_ns, self.mtime_ns, self.ctime_ns = attr.atime_ns, attr.mtime_ns, attr.ctime_ns
-        self.capabilities: dict[str, bytes] = {}
-        """By mode, "r" and "w"."""
+        self.fresh = False
+        """The attributes came with the lease that is held."""
+        self.capabilities: dict[str, tuple[bytes, Capability]] = {}
+        """By mode, "r" and "w": the signed record and what it says."""
         self.layout: Layout | None = None
         self.link: bytes | None = None
         self.names: dict[bytes, int] = {}
-        """Of a directory: name -> inode number, 0 if there is certainly no such name. Empty unless it is held."""
+        """Of a directory: name -> inode number, 0 if there is certainly no such name."""
         self.listing: Listed | None = None
+        self.changes = 0
+        """Counts own changes of its names."""
         self.parent = 0
         self.xattrs: dict[bytes, bytes | None] = {}
         self.xattr_names: tuple[bytes, ...] | None = None
         self.lookups = 0
         self.handles = 0
         self.writers = 0
+        """Handles that were opened for writing."""
         self.pages = False
         """Whether the kernel may have pages of it."""
-        self.pinned = False
-        """The MRC keeps it for us although its last name may be gone."""
+        self.kernel_names = False
+        """Whether the kernel may remember names in it."""
+        self.invalidated = 0
+        """When (a count over all inodes) something of it was called back last: answers to older questions are not kept."""
+        self.invalidating: list[Span] | None = None
+        """Ranges of pages that the kernel is dropping right now."""
+        self.passed: list[Span] = []
+        """What was served meanwhile although the lease's holder did not say so (see `recall`)."""
+        self.served: list[Span] | None = None
+        """While it is called back: what was read or written since that began."""
+        self.dirty_told = False
+        """The holder knows that something is unwritten or untold."""
         self.data: FileData | None = None
         self.used = 0
-        self.recalled = False
 
     def take_attr(self, attr: Attr) -> None:
         """Take attributes from the MRC, unless ours are newer; own changes stay on top."""
@@ -83,20 +98,20 @@ class Inode:
             self.mode, self.size, self.blocks = attr.mode, attr.size, attr.blocks
             self.atime_ns, self.mtime_ns, self.ctime_ns = attr.atime_ns, attr.mtime_ns, attr.ctime_ns
             return
-        self.mode = self.mode & 0o170777 & attr.mode | attr.mode & ~0o7777 if changed & Changed.MODE else attr.mode
+        self.mode = self.mode if changed & Changed.MODE else attr.mode
         self.size = self.size if changed & Changed.SIZE else attr.size
         self.blocks = self.blocks if changed & Changed.BLOCKS else attr.blocks
         self.atime_ns = self.atime_ns if changed & Changed.ATIME else attr.atime_ns
         self.mtime_ns = self.mtime_ns if changed & Changed.MTIME else attr.mtime_ns
         self.ctime_ns = max(self.ctime_ns, attr.ctime_ns) if changed & Changed.CTIME else attr.ctime_ns
 
-    def update(self) -> Update | None:
+    def update(self, epoch: int) -> Update | None:
         """Return what the MRC has to be told, None if nothing."""
         c = self.changed
         if not c:
             return None
         return Update(
-            self.ino, self.epoch,
+            self.ino, epoch,
             size=self.size if c & Changed.SIZE else -1, blocks=self.blocks if c & Changed.BLOCKS else -1,
             mtime_ns=self.mtime_ns if c & Changed.MTIME else -1, ctime_ns=self.ctime_ns if c & Changed.CTIME else -1,
             atime_ns=self.atime_ns if c & Changed.ATIME else -1, mode=self.mode & 0o7777 if c & Changed.MODE else -1,
@@ -114,16 +129,22 @@ class Inode:
                 self.changed &= ~flag
         self.attr = msgspec.structs.replace(
             self.attr,
-            mode=self.mode,
-            size=self.size,
-            blocks=self.blocks,
-            atime_ns=self.atime_ns,
-            mtime_ns=self.mtime_ns,
-            ctime_ns=self.ctime_ns,
-        )
+            mode=self.mode, size=self.size, blocks=self.blocks, atime_ns=self.atime_ns, mtime_ns=self.mtime_ns, ctime_ns=self.ctime_ns,
+        )  # fmt: skip
+
+    def forget_changes(self) -> None:
+        """What was changed here is void."""
+        self.changed = Changed(0)
+        self.take_attr(self.attr)
+
+    def keep_name(self, name: bytes, ino: int) -> None:
+        """Remember a name (or with 0 its absence)."""
+        if len(self.names) >= NAMES_MAX:
+            self.names.clear()
+        self.names[name] = ino
 
     def drop_names(self, names: Iterable[bytes] = ()) -> None:
-        """Forget these names of a directory; all if none are given, and what else was known of it by its lease."""
+        """Forget these names of a directory, all if none are given; and its listing."""
         given = tuple(names)
         for name in given:
             self.names.pop(name, None)
@@ -131,28 +152,21 @@ class Inode:
             self.names.clear()
         self.listing = None
 
-    def drop(self, level: Level) -> None:
-        """The lease is down to `level`: forget what it covered."""
-        self.level = level
-        if level < Level.WRITE:
-            self.epoch = 0
-            self.changed = Changed(0)
-            self.capabilities.pop("w", None)
+    def drop(self, level: Level, names: tuple[bytes, ...]) -> None:
+        """The lease goes down to `level`, and these names change: forget what that covered. Own changes stay until they were told."""
+        if names or level < Level.READ:
+            self.fresh = False
+            self.drop_names(names if level >= Level.READ else ())
         if level < Level.READ:
-            self.drop_names()
             self.xattrs.clear()
             self.xattr_names = None
+            if self.data is not None:
+                self.data.forget_blocks(0, 1 << 62)
 
+    @property
     def is_idle(self) -> bool:
         """Whether nobody would notice if it were forgotten."""
-        return not (
-            self.lookups
-            or self.handles
-            or self.pinned
-            or self.changed
-            or self.recalled
-            or (self.data is not None and self.data.busy)
-        )
+        return not (self.lookups or self.handles or self.changed or (self.data is not None and self.data.busy))
 
 
 class Listed:
@@ -215,5 +229,27 @@ class Inodes:
         """Return the idle ones that were not used for longest, if there are more than `count_max`; about a tenth at once."""
         if len(self._all) <= count_max:
             return []
-        idle = sorted((inode for inode in self._all.values() if inode.is_idle()), key=lambda inode: inode.used)
+        idle = sorted((inode for inode in self._all.values() if inode.is_idle), key=lambda inode: inode.used)
         return idle[: max(1, len(self._all) - count_max + count_max // 10)]
+
+
+def overlaps(span: Span, others: Iterable[Span]) -> bool:
+    """Tell whether a range touches one of others."""
+    return any(span[0] < end and begin < span[1] for begin, end in others)
+
+
+def without(whole: Iterable[Span], holes: Iterable[Span], unit: int) -> list[Span]:
+    """Return ranges less other ranges, which are widened to whole units (pages) first."""
+    cuts = sorted((begin // unit * unit, -(-end // unit) * unit) for begin, end in holes)
+    left = []
+    for begin, end in whole:
+        at = begin
+        for hole_begin, hole_end in cuts:
+            if hole_end <= at or hole_begin >= end:
+                continue
+            if hole_begin > at:
+                left.append((at, hole_begin))
+            at = max(at, hole_end)
+        if at < end:
+            left.append((at, end))
+    return left

@@ -11,12 +11,12 @@ import asyncio
 import errno
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from xtreemos.errors import RemoteError, Unreachable, XosError
-from xtreemos.fabric.rpc import ClientCall, Peer
+from xtreemos.fabric.rpc import ClientCall, NoConnection, Peer
 from xtreemos.foundation.frames import Kind
 from xtreemos.xtreemfs import calls
 from xtreemos.xtreemfs.errors import errno_of
@@ -25,12 +25,22 @@ from xtreemos.xtreemfs.fuse.errors import FuseError
 log = logging.getLogger(__name__)
 
 M = TypeVar("M")
+NONE = type(None)
+Buffer = bytes | bytearray | memoryview
 Dial = Callable[[], Awaitable[Peer]]
 
 DEADLINE_S = 15.0  # a call that had no answer so long fails; longer than an MRC waits for a dead client (10 s)
 GRACE_S = 1.0  # for the answer of a call whose caller had a signal
 AGAIN_S = 0.25  # between tries to connect
 SETTLE_S = 5.0  # one try to connect, with its greeting
+
+
+class Done(NamedTuple):
+    """An answer: its value, bytes beside it, descriptors (the receiver's)."""
+
+    body: Any
+    tail: Buffer
+    fds: list[int]
 
 
 class Link:
@@ -55,7 +65,7 @@ class Link:
         self,
         method: str,
         message: msgspec.Struct | Callable[[Peer], Awaitable[msgspec.Struct]],
-        kind: type[M] | Any = None,
+        kind: type[M],
         *,
         deadline_s: float = DEADLINE_S,
         again: bool = True,
@@ -65,44 +75,60 @@ class Link:
         Args:
             method: its name.
             message: what is asked, or how to make it on a given connection.
-            kind: type of the answer; None if nothing is answered.
-            deadline_s: seconds until it fails with ETIMEDOUT. Infinite ones are for waits that the caller bounds.
+            kind: type of the answer; `NONE` if nothing is answered.
+            deadline_s: seconds until it fails with ETIMEDOUT.
             again: ask again if the connection breaks before the answer; only right for what may be done twice.
 
         Raises:
             FuseError: the server's errno; ETIMEDOUT, no answer in time; EIO, the connection broke and it is not known what happened.
         """
-        end = asyncio.get_running_loop().time() + deadline_s
+
+        async def begin(peer: Peer) -> ClientCall:
+            made = message if isinstance(message, msgspec.Struct) else await message(peer)
+            return peer.open(method, calls.params(made))
+
+        done = await self._made(method, begin, deadline_s=deadline_s, again=again)
+        return calls.answer_of(done.body, kind)
+
+    async def raw(self, method: str, message: Callable[[], Any], *, tail: Buffer = b"", want_tail: bool = False) -> Done:
+        """Make one call that may be made twice, with bytes beside message or answer; `message` is made when it is sent. Raises as `call`."""
+
+        async def begin(peer: Peer) -> ClientCall:
+            params = calls.params(message())
+            if want_tail:
+                params["tail"] = True
+            return peer.open(method, params, tail=tail)
+
+        return await self._made(method, begin, deadline_s=DEADLINE_S, again=True)
+
+    async def _made(self, method: str, begin: Callable[[Peer], Awaitable[ClientCall]], *, deadline_s: float, again: bool) -> Done:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + deadline_s
         self.calls += 1
         while True:
             peer = self.peer or await self._connected(end)
             call: ClientCall | None = None
             try:
-                made = message if isinstance(message, msgspec.Struct) else await message(peer)
-                call = peer.open(method, calls.params(made))
+                call = await begin(peer)
                 body = await _patient(call.result, end)
+                return Done(body, call.tail, call.fds)
             except RemoteError as error:
                 raise FuseError(errno_of(error)) from error
             except TimeoutError:
                 self._failed(f"{self.label} did not answer {method} within {deadline_s:g} s")
                 raise FuseError(errno.ETIMEDOUT) from None
-            except Unreachable:
-                if again and asyncio.get_running_loop().time() < end:
+            except Unreachable as error:
+                if (again or isinstance(error, NoConnection)) and loop.time() < end:
                     continue
                 self._failed(f"{self.label} went away during {method}; it is not known whether it was done")
                 raise FuseError(errno.EIO) from None
             finally:
                 if call is not None:
                     call.close()
-            return body if kind is None else calls.answer_of(body, kind)  # type: ignore[no-any-return]
 
-    async def open(self, method: str, message: msgspec.Struct) -> ClientCall:
-        """Open a call that stays open; the caller closes it. FuseError(ETIMEDOUT): not connected in time."""
-        peer = self.peer or await self._connected(asyncio.get_running_loop().time() + DEADLINE_S)
-        try:
-            return peer.open(method, calls.params(message))
-        except Unreachable:
-            raise FuseError(errno.EIO) from None
+    async def wait_peer(self) -> Peer:
+        """Return the connection, made if need be. FuseError(ETIMEDOUT)."""
+        return self.peer or await self._connected(asyncio.get_running_loop().time() + DEADLINE_S)
 
     async def wait_up(self) -> None:
         """Wait, as long as it takes, until the server was reached and greeted."""

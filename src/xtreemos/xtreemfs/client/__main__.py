@@ -1,0 +1,180 @@
+"""`python -m xtreemos.xtreemfs.client`: one mount of one VO's files. Root starts it: xosd, or a person for a file system without a grid."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+
+import uvloop
+
+from xtreemos.errors import Unreachable, UsageError, XosError
+from xtreemos.fabric import rpc
+from xtreemos.fabric.rpc import Peer
+from xtreemos.vo.tls import client_context, identify_node
+from xtreemos.vo.x509 import vo_dns
+from xtreemos.xtreemfs.client.actors import Identities, PlainIdentities
+from xtreemos.xtreemfs.client.client import Client
+from xtreemos.xtreemfs.client.control import Control
+from xtreemos.xtreemfs.client.operations import Operations
+from xtreemos.xtreemfs.client.osds import Dialer
+from xtreemos.xtreemfs.credential import CredentialFolder
+from xtreemos.xtreemfs.directory import Directory, FolderDirectory
+from xtreemos.xtreemfs.errors import VolumeUnknown
+from xtreemos.xtreemfs.fuse.errors import MountFailed
+from xtreemos.xtreemfs.fuse.mounting import Mount, mount
+from xtreemos.xtreemfs.fuse.options import MountOptions
+from xtreemos.xtreemfs.model import MrcRecord, OsdRecord
+from xtreemos.xtreemfs.nodedirectory import NodeDirectory
+
+log = logging.getLogger(__name__)
+
+VOLUME_S = 15.0  # a volume that the directory does not know after so long is not there
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="xtreemos.xtreemfs.client", description="Mount the files of a VO on this node.")
+    parser.add_argument("mountpoint", type=Path)
+    parser.add_argument("--vo", required=True)
+    parser.add_argument("--node", required=True, help="name of this node in the VO")
+    parser.add_argument(
+        "--directory", required=True, type=Path, help="xosd's socket (*.sock), or a folder of records without a grid"
+    )
+    parser.add_argument("--volume", default="", help="mount this volume, not the folder of all volumes")
+    parser.add_argument("--root", action="store_true", help="act as root of the volumes, with this machine's plain ids")
+    parser.add_argument("--control", type=Path, help="Unix socket for status, flush and the like")
+    parser.add_argument(
+        "--credential", type=Path, help="folder of the node's credential of the VO; without it servers are reached by Unix sockets"
+    )
+    parser.add_argument("--near", help="node whose OSD is preferred for new files, by default this one")
+    parser.add_argument("--read-only", action="store_true")
+    parser.add_argument("--allow-devices", action="store_true", help="honour device files and set-user-id bits")
+    parser.add_argument("--verbose", action="store_true")
+    return parser.parse_args(argv)
+
+
+def make_dialer(node: str, credential: CredentialFolder | None) -> Dialer:
+    """Return how to reach servers: those of this node (without a credential all) by Unix socket, others by TLS."""
+
+    async def dial(record: MrcRecord | OsdRecord) -> Peer:
+        if record.socket and (record.node == node or credential is None):
+            return await rpc.connect_unix(Path(record.socket))
+        host, _colon, port = record.address.rpartition(":")
+        if credential is None or not host:
+            raise Unreachable(f"there is no way from here to node {record.node}", "does this mount have a credential?")
+        identity = credential.identity
+        who = identify_node(identity.trust, time.time, record.node)
+        context = client_context(identity.trust, identity)
+        return await rpc.connect_tls(host.strip("[]"), int(port), context, vo_dns(identity.trust.vo), identify=who)
+
+    return dial
+
+
+def make_identities(found: argparse.Namespace) -> Identities:
+    """Return what this mount knows of people."""
+    if found.root:
+        return PlainIdentities()
+    raise UsageError("without xosd only a mount as root of the volumes is possible", "give --root")
+
+
+async def _wait_volume(directory: Directory, name: str) -> None:
+    changed = asyncio.Event()
+    directory.on_change(lambda _state: changed.set())
+    try:
+        async with asyncio.timeout(VOLUME_S):
+            while (record := directory.state.volumes.get(name)) is None or record.removed:
+                changed.clear()
+                await changed.wait()
+    except TimeoutError:
+        raise VolumeUnknown(f"there is no volume {name}", "`xos fs volumes` lists them") from None
+
+
+async def _main(found: argparse.Namespace) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    directory: Directory
+    if found.directory.suffix == ".sock":
+        directory = NodeDirectory(found.directory, vo=found.vo, node=found.node)
+    else:
+        directory = FolderDirectory(found.directory, vo=found.vo, node=found.node)
+    following = asyncio.create_task(directory.run())
+    try:
+        if found.volume:
+            await _wait_volume(directory, found.volume)
+        credential = CredentialFolder(found.credential) if found.credential is not None else None
+        client = Client(
+            directory, make_identities(found), make_dialer(found.node, credential), volume=found.volume, near=found.near
+        )
+        await _serve(found, client, credential, stop)
+    finally:
+        following.cancel()
+
+
+async def _serve(found: argparse.Namespace, client: Client, credential: CredentialFolder | None, stop: asyncio.Event) -> None:
+    options = MountOptions(
+        source=f"{found.vo}{':' + found.volume if found.volume else ''}",
+        nosuid=not found.allow_devices,
+        nodev=not found.allow_devices,
+        readonly=found.read_only,
+    )
+    operations = Operations(client)
+    mounted = await mount(found.mountpoint, operations, options)
+    control = Control(client, operations, mounted, stop)
+    if found.control is not None:
+        await control.start(found.control)
+    running = [asyncio.create_task(client.run()), asyncio.create_task(_look(credential))]
+    ends = [asyncio.create_task(stop.wait()), asyncio.create_task(mounted.wait_ended())]
+    sys.stdout.write("mounted\n")
+    sys.stdout.flush()
+    try:
+        await asyncio.wait([*running, *ends], return_when=asyncio.FIRST_COMPLETED)
+        await _unmount(client, mounted)
+    finally:
+        for task in [*running, *ends]:
+            task.cancel()
+        results = await asyncio.gather(*running, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                log.error("the mount ended by a fault inside", exc_info=result)
+        await control.close()
+        await mounted.close()
+        await client.close()
+
+
+async def _look(credential: CredentialFolder | None) -> None:
+    while True:
+        await asyncio.sleep(5.0)
+        if credential is not None:
+            credential.look()
+
+
+async def _unmount(client: Client, mounted: Mount) -> None:
+    if mounted.session.has_ended:
+        return
+    await client.flush_all()
+    try:
+        await mounted.unmount()
+    except MountFailed as busy:
+        log.warning("%s; it is taken away under those who use it", busy)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run until it is unmounted or told to end. Returns the exit code."""
+    found = _arguments(sys.argv[1:] if argv is None else argv)
+    level = logging.DEBUG if found.verbose else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s mount %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        uvloop.run(_main(found))
+    except XosError as error:
+        sys.stderr.write(f"{error.line()}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

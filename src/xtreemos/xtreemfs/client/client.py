@@ -1,0 +1,341 @@
+"""One mount of one VO: its sessions, inodes, data and the kernel, held together; and what all operations share.
+
+Node ids are inode numbers; 1 is the VO's root, a folder of its volumes, or (`volume`) the root of that one volume.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterable
+
+import msgspec
+
+from xtreemos.errors import XosError
+from xtreemos.fabric.rpc import Peer
+from xtreemos.xtreemfs import protocol
+from xtreemos.xtreemfs.client.actors import Identities
+from xtreemos.xtreemfs.client.data import DataStore
+from xtreemos.xtreemfs.client.inodes import Changed, Inode, Inodes
+from xtreemos.xtreemfs.client.links import NONE
+from xtreemos.xtreemfs.client.lockbook import LockBook
+from xtreemos.xtreemfs.client.osds import Dialer, PatientOsds
+from xtreemos.xtreemfs.client.recall import Coherence
+from xtreemos.xtreemfs.client.session import Session, granted
+from xtreemos.xtreemfs.directory import Directory
+from xtreemos.xtreemfs.fuse import model as m
+from xtreemos.xtreemfs.fuse.constants import ROOT_ID
+from xtreemos.xtreemfs.fuse.driver import Session as Kernel
+from xtreemos.xtreemfs.fuse.errors import FuseError
+from xtreemos.xtreemfs.lease import holder_model as h
+from xtreemos.xtreemfs.model import VO_ROOT_INO, Attr, Capability, Level, Principal, VolumeRecord, make_ino, volume_of
+from xtreemos.xtreemfs.protocol import Grant
+
+log = logging.getLogger(__name__)
+
+TELL_S = 0.5  # sizes and times of closed files are told after so long (or with the next fsync or recall)
+TIDY_S = 5.0
+GIVE_S = 0.2
+CAPABILITY_MARGIN_S = 60
+SIGNATURE_BYTES = 64
+
+
+class Client:
+    """The shared state of a mount. `run` keeps it alive; `close` writes everything back first."""
+
+    def __init__(
+        self, directory: Directory, identities: Identities, dialer: Dialer, *, volume: str = "", near: str | None = None
+    ) -> None:
+        self.directory = directory
+        self.identities = identities
+        self.volume = volume
+        self.near = directory.node if near is None else near
+        self.inodes = Inodes()
+        self.sessions: dict[str, Session] = {}
+        self.kernel: Kernel | None = None
+        self.has_epochs = False
+        self.osds = PatientOsds(directory, dialer)
+        self.coherence = Coherence(self)
+        self.store = DataStore(self.osds, lambda _ino: self.coherence)
+        self.untold: dict[int, Inode] = {}
+        """Inodes whose changes wait to be told."""
+        self.started_ns = time.time_ns()
+        self.locks = LockBook()
+        self._client_id = secrets.token_hex(16)
+        self._dialer = dialer
+        self._giving: set[int] = set()
+        self._giving_handle: asyncio.TimerHandle | None = None
+        self._telling_handle: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._session_tasks: list[asyncio.Task[None]] = []
+
+    # ------------------------------------------------------------------------------------------------------------ where
+
+    def volume_record(self) -> VolumeRecord | None:
+        """The volume that is mounted as the root, if one is."""
+        record = self.directory.state.volumes.get(self.volume)
+        return None if record is None or record.removed else record
+
+    def ino_of(self, nodeid: int) -> int:
+        """Return the inode number behind the kernel's node id."""
+        if nodeid != ROOT_ID or not self.volume:
+            return nodeid
+        record = self.volume_record()
+        if record is None:
+            raise FuseError(errno.ENOENT)
+        return make_ino(record.id, 1)
+
+    def node_of(self, ino: int) -> int:
+        """Return the kernel's node id of an inode."""
+        if self.volume and ino & 0xFF_FFFF_FFFF == 1:
+            return ROOT_ID
+        return ino
+
+    def is_vo_root(self, ino: int) -> bool:
+        """Whether this is the folder of volumes."""
+        return ino == VO_ROOT_INO
+
+    def session_of(self, ino: int) -> Session:
+        """Return the session with the MRC that has an inode. FuseError(ESTALE): its volume is not known (any more)."""
+        record = self.directory.state.volume_by_id(volume_of(ino))
+        if record is None:
+            raise FuseError(errno.ESTALE)
+        session = self.sessions.get(record.mrc)
+        if session is None:
+            session = self.sessions[record.mrc] = Session(
+                record.mrc, self._client_id, self._dial(record.mrc), self.identities, self.coherence
+            )
+            self._session_tasks.append(asyncio.ensure_future(session.run()))
+        return session
+
+    def _dial(self, mrc: str) -> Callable[[], Awaitable[Peer]]:
+        async def dial() -> Peer:
+            record = self.directory.state.mrcs.get(mrc)
+            if record is None:
+                raise FuseError(errno.EHOSTUNREACH)
+            return await self._dialer(record)
+
+        return dial
+
+    # ----------------------------------------------------------------------------------------------------------- grants
+
+    def take(self, session: Session, grant: Grant, asked_at: int) -> Inode:
+        """Take over what an answer says of an inode; `asked_at` is `coherence.count` from before the question."""
+        session.feed(granted(grant))
+        return self.note(session, grant, asked_at)
+
+    def note(self, session: Session, grant: Grant, asked_at: int) -> Inode:
+        """As `take`, without telling the holder."""
+        inode = self.inodes.take(grant.attr)
+        if grant.layout is not None:
+            inode.layout = grant.layout
+        if grant.link:
+            inode.link = grant.link
+        if grant.capability:
+            self._keep_capability(inode, grant.capability)
+        inode.fresh = grant.cache and inode.invalidated <= asked_at and session.can(inode.ino, Level.READ)
+        return inode
+
+    def _keep_capability(self, inode: Inode, record: bytes) -> None:
+        capability = msgspec.msgpack.decode(record[SIGNATURE_BYTES:], type=Capability)
+        held = inode.capabilities.get(capability.mode)
+        if held is None or held[1].epoch <= capability.epoch:
+            inode.capabilities[capability.mode] = (record, capability)
+
+    def take_attr(self, session: Session, attr: Attr, asked_at: int, *, cache: bool) -> Inode:
+        """Take over attributes that came along with an answer about something else."""
+        inode = self.inodes.take(attr)
+        if not (cache and inode.invalidated <= asked_at and session.can(attr.ino, Level.READ)):
+            inode.fresh = False
+        return inode
+
+    def capability(self, inode: Inode, mode: str, epoch: int = 0) -> bytes | None:
+        """Return a capability that is good now: for "w" of this epoch; for "r" one to write serves as well."""
+        now = time.time() + CAPABILITY_MARGIN_S
+        held = inode.capabilities.get("w")
+        if held is not None and held[1].expires_at > now and (mode == "r" or not epoch or held[1].epoch == epoch):
+            return held[0]
+        if mode == "r":
+            held = inode.capabilities.get("r")
+            if held is not None and held[1].expires_at > now:
+                return held[0]
+        return None
+
+    # ------------------------------------------------------------------------------------------------------- attributes
+
+    def fuse_attr(self, session: Session | None, inode: Inode) -> m.Attr:
+        """Return attributes as the kernel wants them. Owners that were not `learned` are nobody's."""
+        attr = inode.attr
+        uid, gid = attr.uid, attr.gid
+        if session is not None and not self.identities.plain:
+            uid, gid = session.principals.local("u", uid), session.principals.local("g", gid)
+        blocks = inode.blocks
+        if inode.data is not None and inode.data.dirty:
+            blocks = max(blocks, -(-inode.data.dirty.total_bytes // 512))
+        return m.Attr(
+            inode.ino,
+            inode.mode,
+            inode.size,
+            attr.nlink,
+            uid,
+            gid,
+            inode.atime_ns,
+            inode.mtime_ns,
+            inode.ctime_ns,
+            blocks,
+            attr.rdev,
+        )
+
+    def is_known(self, session: Session, attr: Attr) -> bool:
+        """Whether owner and group can be shown without asking."""
+        return self.identities.plain or not session.principals.missing(attr.uid, attr.gid)
+
+    async def learn(self, session: Session, attrs: Iterable[Attr]) -> None:
+        """Ask for the names of owners and groups that are not known yet."""
+        if self.identities.plain:
+            return
+        missing = {number for attr in attrs for number in session.principals.missing(attr.uid, attr.gid)}
+        if missing:
+            numbers = tuple(sorted(missing))
+            found = await session.link.call("mrc.names", protocol.Names(numbers), tuple[Principal, ...])
+            session.principals.learn(numbers, found)
+
+    def attr_reply(self, session: Session, inode: Inode) -> m.AttrReply:
+        """Return the answer to getattr and setattr."""
+        held = inode.fresh and session.can(inode.ino, Level.READ)
+        return m.AttrReply(self.fuse_attr(session, inode), session.valid_ns() if held else 0)
+
+    def entry(self, session: Session, inode: Inode, folder: Inode | None, *, named: bool) -> m.Entry:
+        """Return the answer to a lookup, and count it. `named`: the name is kept, under the folder's lease."""
+        inode.lookups += 1
+        valid = session.valid_ns()
+        entry_valid = 0
+        if named and self.has_epochs and folder is not None:
+            folder.kernel_names = True
+            entry_valid = valid
+        fresh = inode.fresh and session.can(inode.ino, Level.READ)
+        return m.Entry(self.node_of(inode.ino), self.fuse_attr(session, inode), 0, entry_valid, valid if fresh else 0)
+
+    # ---------------------------------------------------------------------------------------------- telling and giving
+
+    def tell_later(self, inode: Inode) -> None:
+        """Have an inode's changes told to the MRC soon."""
+        self.untold[inode.ino] = inode
+        if self._telling_handle is None:
+            self._telling_handle = asyncio.get_running_loop().call_later(TELL_S, self._tell_all)
+
+    def _tell_all(self) -> None:
+        self._telling_handle = None
+        untold, self.untold = self.untold, {}
+        for inode in untold.values():
+            if inode.changed and not (inode.data is not None and inode.data.dirty):
+                self.start(self._tell_quietly(inode))
+            elif inode.changed:
+                self.tell_later(inode)
+
+    async def _tell_quietly(self, inode: Inode) -> None:
+        try:
+            await self.tell(inode)
+        except FuseError as error:
+            log.debug("telling of inode %x: %s", inode.ino, error)  # the release will say it, or the lease is lost
+
+    async def tell(self, inode: Inode) -> None:
+        """Tell the MRC what was changed under the WRITE lease; durable when it returns. FuseError(ESTALE): the lease is lost."""
+        session = self.session_of(inode.ino)
+        update = inode.update(session.holder.epoch(inode.ino))
+        if update is None or not update.epoch:
+            return
+        await session.link.call("mrc.update", update, Attr, again=True)
+        inode.told(update)
+        if not inode.changed and not (inode.data is not None and inode.data.dirty):
+            inode.dirty_told = False
+            session.feed(h.Cleaned(inode.ino))
+
+    def give_later(self, inode: Inode) -> None:
+        """Give back the lease of an inode that is not needed any more."""
+        self._giving.add(inode.ino)
+        if self._giving_handle is None:
+            self._giving_handle = asyncio.get_running_loop().call_later(GIVE_S, self._give_all)
+
+    def _give_all(self) -> None:
+        self._giving_handle = None
+        giving, self._giving = self._giving, set()
+        by_session: dict[str, list[int]] = {}
+        for ino in giving:
+            inode = self.inodes.get(ino)
+            if inode is None or inode.handles:
+                continue
+            try:
+                mrc = self.session_of(ino).mrc
+            except FuseError:
+                self.inodes.remove(inode)
+                continue
+            inode.drop(Level.NONE, ())
+            by_session.setdefault(mrc, []).append(ino)
+            if inode.is_idle:
+                self.inodes.remove(inode)
+        for mrc, inos in by_session.items():
+            self.sessions[mrc].feed(h.Give(tuple(inos)))
+
+    def discard(self, inode: Inode) -> None:
+        """The last name of an inode is gone and nobody has it open here: what is unwritten need not be written."""
+        if inode.data is not None:
+            inode.data.discard()
+        inode.changed = Changed(0)
+        inode.dirty_told = False
+        self.untold.pop(inode.ino, None)
+        self.session_of(inode.ino).feed(h.Cleaned(inode.ino))
+        self.give_later(inode)
+
+    async def flush_all(self) -> None:
+        """Write everything back and tell it all; what fails was logged and will be told to who has the file open."""
+        dirty = list(self.store.dirty_files)
+        await asyncio.gather(*(data.flush() for data in dirty))
+        await asyncio.gather(*(self._tell_quietly(inode) for inode in self.inodes if inode.changed))
+
+    # ------------------------------------------------------------------------------------------------------------- life
+
+    def start(self, work: Awaitable[None]) -> None:
+        """Do something on the side; a failure is logged."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Future[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("something on the side failed inside", exc_info=error)
+
+    async def run(self) -> None:
+        """Keep the mount going: writes back what is old, gives up what is idle. For ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.store.run())
+            group.create_task(self._tidy())
+
+    async def _tidy(self) -> None:
+        while True:
+            await asyncio.sleep(TIDY_S)
+            for inode in self.inodes.idle():
+                self.give_later(inode)
+
+    async def close(self) -> None:
+        """Write everything back, end the sessions, end all tasks."""
+        try:
+            await asyncio.wait_for(self.flush_all(), 30)
+        except (TimeoutError, XosError) as error:
+            log.error("not everything could be written back: %s", error)  # noqa: TRY400  # the text says all
+        for session in self.sessions.values():
+            if session.link.peer is not None:
+                try:
+                    await session.link.call("mrc.bye", protocol.Bye(session.client), NONE, deadline_s=3, again=False)
+                except FuseError as error:
+                    log.warning("%s was not told that this mount ends: %s", session.link.label, error)
+        for task in [*self._session_tasks, *self._tasks]:
+            task.cancel()
+        await asyncio.gather(*self._session_tasks, *self._tasks, return_exceptions=True)
+        for session in self.sessions.values():
+            await session.close()
+        await self.osds.close()

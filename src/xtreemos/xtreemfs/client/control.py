@@ -1,0 +1,115 @@
+"""The mount's control socket, for root of this node: what it does now, write everything back, let go of who logged out.
+
+Methods (parameters and answers are maps): `fs.status` {} -> counts; `fs.flush` {} -> {"failed": files}: everything written so far is at the OSDs and told;
+`fs.sync` {} -> the same, and on their disks; `fs.forget` {"uid": n or None}: tickets are asked for anew; `fs.stop` {}: writes back, unmounts and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xtreemos.fabric import rpc
+from xtreemos.fabric.rpc import ServerCall
+from xtreemos.xtreemfs.fuse.errors import FuseError
+
+if TYPE_CHECKING:
+    from xtreemos.xtreemfs.client.client import Client
+    from xtreemos.xtreemfs.client.operations import Operations
+    from xtreemos.xtreemfs.fuse.mounting import Mount
+
+
+class Control:
+    """The socket of one mount."""
+
+    def __init__(self, client: Client, operations: Operations, mounted: Mount, stop: asyncio.Event) -> None:
+        self._client = client
+        self._operations = operations
+        self._mounted = mounted
+        self._stop = stop
+        self._server: rpc.Server | None = None
+
+    async def start(self, path: Path) -> None:
+        """Listen; only root is served."""
+        table = {
+            "fs.status": self._status, "fs.flush": self._flush, "fs.sync": self._sync, "fs.forget": self._forget, "fs.stop": self._end,
+        }  # fmt: skip
+        self._server = await rpc.serve_unix(path, table, mode=0o600, allowed_uid=0)
+
+    async def close(self) -> None:
+        """Listen no more."""
+        if self._server is not None:
+            await self._server.close()
+
+    async def _status(self, _call: ServerCall) -> dict[str, Any]:
+        return self.status()
+
+    def status(self) -> dict[str, Any]:
+        """What the mount does, as numbers."""
+        client = self._client
+        kernel = self._mounted.session.statistics()
+        return {
+            "mountpoint": self._mounted.mountpoint,
+            "vo": client.directory.vo,
+            "volume": client.volume,
+            "up_s": (time.time_ns() - client.started_ns) // 10**9,
+            "requests": kernel.requests,
+            "errors": kernel.errors,
+            "bugs": kernel.bugs,
+            "outstanding": kernel.outstanding,
+            "notifications": kernel.notifications,
+            "inodes": len(client.inodes),
+            "open_files": len(self._operations.files),
+            "dirty_bytes": client.store.dirty_bytes,
+            "ahead_bytes": client.store.ahead_bytes,
+            "read_bytes": client.osds.read_bytes,
+            "written_bytes": client.osds.written_bytes,
+            "locks": len(client.locks),
+            "mrcs": {name: _session_row(session) for name, session in client.sessions.items()},
+            "osds": {
+                node: {"up": link.peer is not None, "calls": link.calls, "failures": link.failures}
+                for node, link in client.osds.links().items()
+            },
+        }
+
+    async def _flush(self, _call: ServerCall) -> dict[str, Any]:
+        before = self._failed()
+        await self._client.flush_all()
+        return {"failed": self._failed() - before}
+
+    async def _sync(self, call: ServerCall) -> dict[str, Any]:
+        answer = await self._flush(call)
+        for inode in self._client.inodes:
+            if inode.data is not None and inode.data.busy:
+                try:
+                    await inode.data.sync()
+                    await self._client.tell(inode)
+                except FuseError:
+                    answer["failed"] += 1
+        return answer
+
+    def _failed(self) -> int:
+        return sum(inode.data.errors for inode in self._client.inodes if inode.data is not None)
+
+    async def _forget(self, call: ServerCall) -> None:
+        uid = call.params.get("uid")
+        for session in self._client.sessions.values():
+            session.actors.forget(uid if isinstance(uid, int) else None)
+            session.principals.relearn()
+
+    async def _end(self, _call: ServerCall) -> None:
+        self._stop.set()
+
+
+def _session_row(session: Any) -> dict[str, Any]:
+    return {
+        "up": session.link.peer is not None,
+        "valid_ms": session.valid_ns() // 10**6,
+        "calls": session.link.calls,
+        "failures": session.link.failures,
+        "recalls": session.recalls,
+        "suspensions": session.suspensions,
+        "waiting": sum(map(len, session.waiting.values())),
+    }

@@ -1,0 +1,486 @@
+"""Operations on open files: their bytes, their length, what is written back when."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Literal, TypeVar
+
+from xtreemos.xtreemfs import protocol as p
+from xtreemos.xtreemfs.client.base import FileHandle
+from xtreemos.xtreemfs.client.data import FileData, note_write, without_suid
+from xtreemos.xtreemfs.client.dirty import Buffer
+from xtreemos.xtreemfs.client.inodes import Changed, Inode, Span
+from xtreemos.xtreemfs.client.names import NameOps
+from xtreemos.xtreemfs.client.readahead import Planner
+from xtreemos.xtreemfs.client.session import Op, Session
+from xtreemos.xtreemfs.fuse import constants as c
+from xtreemos.xtreemfs.fuse import model as m
+from xtreemos.xtreemfs.fuse.errors import FuseError
+from xtreemos.xtreemfs.lease import holder_model as h
+from xtreemos.xtreemfs.model import FILE_BYTES_MAX, Level
+
+T = TypeVar("T")
+
+TRIES = 4  # a lease may be called back between its grant and the capability; more often in a row is a fault
+KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16  # of fallocate(2)
+COPY_BYTES = 1 << 20
+
+SEEK_DATA = 3
+O_NOATIME = getattr(os, "O_NOATIME", 0)
+
+
+class FileOps(NameOps):
+    """open, create, tmpfile, read, write, flush, release, fsync, fallocate, lseek, copy_file_range."""
+
+    # ----------------------------------------------------------------------------------------------------------- opening
+
+    def open(self, q: m.Open) -> m.Opened | Awaitable[m.Opened]:
+        """See `fuse.handlers`. Costs nothing if lease and capability are there."""
+        client = self.client
+        inode = client.inodes.get(client.ino_of(q.nodeid))
+        writes = (q.flags & os.O_ACCMODE) != os.O_RDONLY
+        if inode is not None and not q.flags & os.O_TRUNC:
+            session = client.session_of(inode.ino)
+            if not writes and client.capability(inode, "r") is not None and inode.layout is not None:
+                return self._opened(session, inode, q.flags)
+            if writes and session.can(inode.ino, Level.WRITE) and client.capability(inode, "w", session.holder.epoch(inode.ino)):
+                return self._opened(session, inode, q.flags)
+        return self._open_later(q, writes=writes)
+
+    async def _open_later(self, q: m.Open, *, writes: bool) -> m.Opened:
+        client = self.client
+        ino = client.ino_of(q.nodeid)
+        session = client.session_of(ino)
+        mode = {os.O_RDONLY: "r", os.O_WRONLY: "w"}.get(q.flags & os.O_ACCMODE, "rw")
+        truncate = bool(q.flags & os.O_TRUNC)
+        level = Level.WRITE if writes or truncate else Level.READ
+        inode = await self._acquire(session, ino, q, level, "rw" if truncate and mode == "r" else mode)
+        if truncate:
+            await self._truncate(session, inode, 0, q, kill_suid=bool(q.open_flags & c.OPEN_KILL_SUIDGID))
+        return self._opened(session, inode, q.flags)
+
+    async def _acquire(self, session: Session, ino: int, q: m.Request | None, level: Level, mode: str) -> Inode:
+        """Get a capability (and, if nothing is in the way, the lease) by the rights of who asks."""
+        client = self.client
+        asked_at = client.coherence.count
+        grant = await session.call(q, ino, "mrc.acquire", lambda who: p.Acquire(who, ino, level, mode), p.Grant, again=True)
+        return client.take(session, grant, asked_at)
+
+    def _opened(self, session: Session, inode: Inode, flags: int) -> m.Opened:
+        fh = self.next_handle()
+        writes = (flags & os.O_ACCMODE) != os.O_RDONLY
+        append = writes and bool(flags & os.O_APPEND)
+        data = self.client.store.of(inode)
+        handle = self.files[fh] = FileHandle(inode, flags, writes, append, Planner(), data.errors)
+        inode.handles += 1
+        inode.writers += handle.writes
+        if inode.handles == 1:
+            session.feed(h.Pin(inode.ino, on=True))
+        return m.Opened(fh, c.FOPEN_DIRECT_IO if append else c.FOPEN_KEEP_CACHE)
+
+    def create(self, q: m.Create) -> Awaitable[m.Created]:
+        """See `fuse.handlers`."""
+        return self._create(q, anonymous=False)
+
+    def tmpfile(self, q: m.Create) -> Awaitable[m.Created]:
+        """See `fuse.handlers`."""
+        return self._create(q, anonymous=True)
+
+    async def _create(self, q: m.Create, *, anonymous: bool) -> m.Created:
+        client = self.client
+        session, folder_ino = self.changing(q.nodeid)
+        asked_at = client.coherence.count
+        now = time.time_ns()
+        mode = stat.S_IFREG | q.mode & 0o7777
+        exclusive = bool(q.flags & os.O_EXCL) or anonymous
+        name = b"" if anonymous else q.name
+        made = await session.call(
+            q,
+            folder_ino,
+            "mrc.create",
+            lambda who: p.Create(
+                who, folder_ino, name, mode, q.umask, now, exclusive=exclusive, near=client.near, anonymous=anonymous
+            ),
+            p.Made,
+        )
+        if anonymous:
+            inode = client.take(session, made.entry, asked_at)
+            client.store.of(inode)
+            return m.Created(client.entry(session, inode, None, named=False), self._opened(session, inode, q.flags))
+        entry = self.made(session, made, q.name, asked_at)
+        inode = client.inodes.take(made.entry.attr)
+        if made.found:
+            if not stat.S_ISREG(inode.mode):
+                raise FuseError(errno.EEXIST)
+            wanted = {os.O_RDONLY: "r", os.O_WRONLY: "w"}.get(q.flags & os.O_ACCMODE, "rw")
+            level = Level.READ if wanted == "r" and not q.flags & os.O_TRUNC else Level.WRITE
+            inode = await self._acquire(session, inode.ino, q, level, wanted)
+            if q.flags & os.O_TRUNC:
+                await self._truncate(session, inode, 0, q, kill_suid=bool(q.open_flags & c.OPEN_KILL_SUIDGID))
+        return m.Created(entry, self._opened(session, inode, q.flags))
+
+    def release(self, q: m.Release) -> Awaitable[None] | None:
+        """See `fuse.handlers`."""
+        handle = self.files.pop(q.fh, None)
+        if handle is None:
+            return None
+        client, inode = self.client, handle.inode
+        inode.handles -= 1
+        inode.writers -= handle.writes
+        session = client.session_of(inode.ino)
+        if not inode.handles:
+            if inode.data is not None:
+                inode.data.forget_blocks(0, 1 << 62)
+            session.feed(h.Pin(inode.ino, on=False))
+            if inode.attr.nlink == 0:
+                client.discard(inode)
+        if inode.changed:
+            client.tell_later(inode)
+        return self.unlock_all(session, inode, handle.lock_owners) if handle.lock_owners else None
+
+    # ----------------------------------------------------------------------------------------------------------- relying
+
+    async def relying(
+        self,
+        session: Session,
+        inode: Inode,
+        level: Level,
+        q: m.Request | None,
+        work: Callable[[h.Go], Awaitable[T]],
+        *,
+        span: Span | None = None,
+        op: Op | None = None,
+    ) -> T:
+        """Do `work` under a lease, with true attributes and a capability. `op`: it was begun already."""
+        client = self.client
+        mode = "w" if level == Level.WRITE else "r"
+        for attempt in range(TRIES):
+            op = op or session.begin(inode.ino, level, q, span=span)
+            go = await session.ready(op)
+            missing = client.capability(inode, mode, go.epoch if mode == "w" else 0) is None or inode.layout is None
+            if not missing and (inode.fresh or go.direct):
+                dirty = level == Level.WRITE
+                try:
+                    return await work(go)
+                except FuseError as error:
+                    if error.errno not in {errno.EACCES, errno.ESTALE} or attempt:
+                        raise FuseError(errno.EIO if error.errno in {errno.EACCES, errno.ESTALE} else error.errno) from None
+                    inode.capabilities.clear()
+                finally:
+                    inode.dirty_told |= dirty
+                    session.end(op, dirty=dirty)
+            else:
+                session.end(op)
+            op = None
+            if (
+                client.capability(inode, mode, session.holder.epoch(inode.ino) if mode == "w" else 0) is None
+                or inode.layout is None
+            ):
+                await self._acquire(session, inode.ino, q, level, "")
+            else:
+                await self.fresh_inode(session, inode.ino, q)
+        raise FuseError(errno.EIO)
+
+    # ----------------------------------------------------------------------------------------------------------- reading
+
+    def read(self, q: m.Read) -> Buffer | Awaitable[Buffer]:
+        """See `fuse.handlers`. While it is open for writing here reads take WRITE: a shared mapping may change pages without a word."""
+        handle = self.file(q.fh)
+        inode = handle.inode
+        session = self.client.session_of(inode.ino)
+        if inode.fresh and inode.data is not None and session.can(inode.ino, Level.WRITE if inode.writers else Level.READ):
+            if q.offset >= inode.size:
+                return b""
+            got = inode.data.read_nowait(handle.planner, q.offset, min(q.size, inode.size - q.offset))
+            if got is not None:
+                self._note_read(handle, inode, q)
+                return got
+        return self._read_later(session, handle, inode, q)
+
+    def _note_read(self, handle: FileHandle, inode: Inode, q: m.Read) -> None:
+        inode.pages = True
+        if inode.served is not None:
+            inode.served.append((q.offset, q.offset + q.size))
+        if inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns) and not handle.flags & O_NOATIME:
+            self._touch(inode)
+
+    def _touch(self, inode: Inode) -> None:
+        """Relatime, as far as it costs nothing: only who has the file alone moves its access time."""
+        session = self.client.session_of(inode.ino)
+        if inode.dirty_told and session.can(inode.ino, Level.WRITE):
+            inode.atime_ns = time.time_ns()
+            inode.changed |= Changed.ATIME
+
+    async def _read_later(self, session: Session, handle: FileHandle, inode: Inode, q: m.Read) -> Buffer:
+        data = self.client.store.of(inode)
+        span = (q.offset, q.offset + q.size)
+
+        async def work(go: h.Go) -> Buffer:
+            if go.direct:
+                await self._true_size(inode, data)
+            if q.offset >= inode.size:
+                return b""
+            got = await data.read(None if go.direct else handle.planner, q.offset, min(q.size, inode.size - q.offset))
+            self._note_read(handle, inode, q)
+            if go.direct and self.client.kernel is not None:
+                self.client.kernel.invalidate_inode_nowait(self.client.node_of(inode.ino), q.offset, q.size)
+            return got
+
+        if self.client.coherence.passes(session, inode, span, Level.READ):
+            return await work(h.Go(0, 0, direct=False, generation=0))
+        level = Level.WRITE if inode.writers else Level.READ
+        return await self.relying(session, inode, level, q, work, span=span)
+
+    async def _true_size(self, inode: Inode, data: FileData) -> None:
+        """Without a lease the OSDs know how long a file is."""
+        inode.size, inode.blocks = await data.striped.stat()
+
+    # ----------------------------------------------------------------------------------------------------------- writing
+
+    def write(self, q: m.Write) -> int | Awaitable[int]:
+        """See `fuse.handlers`."""
+        handle = self.file(q.fh)
+        inode = handle.inode
+        client = self.client
+        session = client.session_of(inode.ino)
+        if inode.fresh and session.can(inode.ino, Level.WRITE) and not client.store.is_full and not (handle.append and inode.pages):
+            capability = inode.capabilities.get("w")
+            if client.capability(inode, "w", session.holder.epoch(inode.ino)) is not None and capability is not None:
+                if inode.dirty_told:
+                    return self._write_now(handle, inode, q)
+                op = session.begin(inode.ino, Level.WRITE, q)
+                if op.go is not None:
+                    inode.dirty_told = True
+                    try:
+                        return self._write_now(handle, inode, q)
+                    finally:
+                        session.end(op, dirty=True)
+                session.cancel(op)
+        return self._write_later(session, handle, inode, q)
+
+    def _write_now(self, handle: FileHandle, inode: Inode, q: m.Write) -> int:
+        """Take bytes under the WRITE lease."""
+        back = q.write_flags & c.WRITE_CACHE
+        offset = inode.size if handle.append and not back else q.offset
+        end = offset + len(q.data)
+        if end > FILE_BYTES_MAX:
+            raise FuseError(errno.EFBIG)
+        capability = inode.capabilities.get("w")
+        if capability is not None and capability[1].quota_bytes < end and end > inode.size:
+            raise FuseError(errno.EDQUOT)
+        self.client.store.of(inode).write(offset, q.data)
+        note_write(inode, end, time.time_ns(), kill_suid=bool(q.write_flags & c.WRITE_KILL_SUIDGID))
+        if not handle.append:
+            inode.pages = True
+        if inode.served is not None:
+            inode.served.append((offset, end))
+        return len(q.data)
+
+    async def _write_later(self, session: Session, handle: FileHandle, inode: Inode, q: m.Write) -> int:
+        client = self.client
+        end = q.offset + len(q.data)
+        back = bool(q.write_flags & c.WRITE_CACHE)
+        span = None if handle.append or back or end % c.PAGE_BYTES == 0 else (end // c.PAGE_BYTES * c.PAGE_BYTES, end)
+
+        async def work(go: h.Go) -> int:
+            offset = inode.size
+            written = self._write_now(handle, inode, q)
+            if handle.append and inode.pages and client.kernel is not None:
+                # Pages that were read at the old end are wrong now; nobody holds them locked on account of this write.
+                await client.kernel.invalidate_inode(client.node_of(inode.ino), offset, written)
+            if go.direct:
+                await client.store.of(inode).flush()
+                inode.changed = Changed(0)
+            return written
+
+        if span is not None and client.coherence.passes(session, inode, span, Level.WRITE):
+            return await work(h.Go(0, 0, direct=False, generation=0))
+        if back:
+            op = session.begin(inode.ino, Level.WRITE, q, writeback=True)
+            if (
+                op.failed
+            ):  # a page of a mapping that was changed in the moment in which the lease went: it is written when it is back
+                session.cancel(op)
+                client.store.of(inode).late(self.relying(session, inode, Level.WRITE, None, work))
+                return len(q.data)
+            return await self.relying(session, inode, Level.WRITE, q, work, op=op)
+        written = await self._with_quota(session, inode, q, lambda: self.relying(session, inode, Level.WRITE, q, work, span=span))
+        if client.store.is_full:
+            await client.store.wait_room()
+        return written
+
+    async def _with_quota(self, session: Session, inode: Inode, q: m.Request, write: Callable[[], Coroutine[Any, Any, int]]) -> int:
+        """A capability says how far a file may grow; the MRC may say more now."""
+        try:
+            return await write()
+        except FuseError as error:
+            if error.errno != errno.EDQUOT:
+                raise
+        await self._acquire(session, inode.ino, q, Level.WRITE, "")
+        return await write()
+
+    # -------------------------------------------------------------------------------------------------------- writing back
+
+    def flush(self, q: m.Flush) -> Awaitable[None] | None:
+        """See `fuse.handlers`: at close everything written is at the OSDs (not: on their disks, that is fsync)."""
+        handle = self.file(q.fh)
+        inode, data = handle.inode, handle.inode.data
+        session = self.client.session_of(inode.ino)
+        locked = self.client.locks.has(session.mrc, inode.ino, "p", q.lock_owner)
+        if not locked and (
+            data is None or (not (handle.writes and (data.dirty or data.is_late)) and handle.errors_told == data.errors)
+        ):
+            return None
+        return self._flush_later(session, handle, q.lock_owner if locked else None)
+
+    async def _flush_later(self, session: Session, handle: FileHandle, lock_owner: int | None) -> None:
+        data = handle.inode.data
+        try:
+            if data is not None and handle.writes:
+                await data.settle_late()
+                await data.flush()
+        finally:
+            if lock_owner is not None:
+                await self.unlock_all(session, handle.inode, {("p", lock_owner)})
+        self._tell_error(handle)
+
+    def _tell_error(self, handle: FileHandle) -> None:
+        """Tell a failed write-back once through each handle."""
+        data = handle.inode.data
+        if data is not None and handle.errors_told != data.errors:
+            handle.errors_told = data.errors
+            raise FuseError(data.error)
+
+    def fsync(self, q: m.Fsync) -> Awaitable[None] | None:
+        """See `fuse.handlers`: bytes are on the OSDs' disks, length and times in the MRC's log."""
+        handle = self.file(q.fh)
+        inode, data = handle.inode, handle.inode.data
+        if data is None or (not data.busy and not inode.changed and not data.is_late and handle.errors_told == data.errors):
+            return None
+        return self._fsync_later(handle, inode, data)
+
+    async def _fsync_later(self, handle: FileHandle, inode: Inode, data: FileData) -> None:
+        await data.settle_late()
+        try:
+            await data.sync()
+            await self.client.tell(inode)
+        except FuseError as error:
+            handle.errors_told = data.errors
+            raise FuseError(errno.EIO if error.errno in {errno.ESTALE, errno.EACCES} else error.errno) from None
+        self._tell_error(handle)
+
+    # ------------------------------------------------------------------------------------------------------------- length
+
+    async def _truncate(self, session: Session, inode: Inode, size: int, q: m.Request, *, kill_suid: bool = False) -> None:
+        data = self.client.store.of(inode)
+
+        async def work(_go: h.Go) -> None:
+            capability = inode.capabilities.get("w")
+            if size > inode.size and capability is not None and capability[1].quota_bytes < size:
+                raise FuseError(errno.EDQUOT)
+            await data.truncate(size)
+            inode.size = size
+            inode.mtime_ns = inode.ctime_ns = time.time_ns()
+            inode.changed |= Changed.SIZE | Changed.MTIME | Changed.CTIME
+            if kill_suid and inode.mode & 0o6000:
+                inode.mode = without_suid(inode.mode)
+                inode.changed |= Changed.MODE
+            if inode.served is not None:
+                inode.served.append((min(size, inode.size), 1 << 62))
+
+        await self.relying(session, inode, Level.WRITE, q, work)
+        self.client.tell_later(inode)
+
+    def fallocate(self, q: m.Fallocate) -> Awaitable[None]:
+        """See `fuse.handlers`."""
+        handle = self.file(q.fh)
+        if q.mode & ~(KEEP_SIZE | PUNCH_HOLE | ZERO_RANGE) or q.mode & (PUNCH_HOLE | ZERO_RANGE) == PUNCH_HOLE | ZERO_RANGE:
+            raise FuseError(errno.EOPNOTSUPP)
+        if q.offset + q.length > FILE_BYTES_MAX:
+            raise FuseError(errno.EFBIG)
+        return self._fallocate_later(self.client.session_of(handle.inode.ino), handle.inode, q)
+
+    async def _fallocate_later(self, session: Session, inode: Inode, q: m.Fallocate) -> None:
+        data = self.client.store.of(inode)
+
+        async def work(_go: h.Go) -> None:
+            end = q.offset + q.length
+            grows = not q.mode & KEEP_SIZE and end > inode.size
+            capability = inode.capabilities.get("w")
+            if grows and capability is not None and capability[1].quota_bytes < end:
+                raise FuseError(errno.EDQUOT)
+            how: Literal["a", "k", "p", "z"] = (
+                "p" if q.mode & PUNCH_HOLE else "z" if q.mode & ZERO_RANGE else "k" if q.mode & KEEP_SIZE else "a"
+            )
+            length = min(q.length, max(0, inode.size - q.offset)) if how == "p" or (how == "z" and q.mode & KEEP_SIZE) else q.length
+            if length:
+                await data.allocate(q.offset, length, how)
+            if grows:
+                await data.truncate(end)
+                inode.size = end
+                inode.changed |= Changed.SIZE
+            inode.mtime_ns = inode.ctime_ns = time.time_ns()
+            inode.changed |= Changed.MTIME | Changed.CTIME
+            if inode.served is not None:
+                inode.served.append((q.offset, end))
+
+        await self.relying(session, inode, Level.WRITE, q, work)
+
+    def lseek(self, q: m.Lseek) -> Awaitable[int]:
+        """See `fuse.handlers`."""
+        return self._lseek_later(self.client.session_of(self.file(q.fh).inode.ino), self.file(q.fh).inode, q)
+
+    async def _lseek_later(self, session: Session, inode: Inode, q: m.Lseek) -> int:
+        data = self.client.store.of(inode)
+
+        async def work(_go: h.Go) -> int:
+            if q.offset < 0 or q.offset >= inode.size:
+                raise FuseError(errno.ENXIO)
+            await data.flush()
+            what: Literal["d", "h"] = "d" if q.whence == SEEK_DATA else "h"
+            found = await data.striped.seek(q.offset, inode.size, what)
+            if found < 0 or (what == "d" and found >= inode.size):
+                raise FuseError(errno.ENXIO)
+            return min(found, inode.size)
+
+        return await self.relying(session, inode, Level.WRITE if inode.writers else Level.READ, q, work)
+
+    def copy_file_range(self, q: m.CopyFileRange) -> Awaitable[int]:
+        """See `fuse.handlers`: through this client, a part at a time."""
+        source, target = self.file(q.fh_in), self.file(q.fh_out)
+        if q.flags:
+            raise FuseError(errno.EINVAL)
+        return self._copy(source.inode, target.inode, q)
+
+    async def _copy(self, source: Inode, target: Inode, q: m.CopyFileRange) -> int:
+        source_session, target_session = self.client.session_of(source.ino), self.client.session_of(target.ino)
+        copied = 0
+        while copied < q.length:
+            at, want = q.offset_in + copied, min(COPY_BYTES, q.length - copied)
+
+            async def take(_go: h.Go, at: int = at, want: int = want) -> Buffer:
+                length = min(want, source.size - at)
+                return bytes(await self.client.store.of(source).read(None, at, length)) if length > 0 else b""
+
+            part = await self.relying(source_session, source, Level.WRITE if source.writers else Level.READ, q, take)
+            if not part:
+                break
+            to = q.offset_out + copied
+
+            async def put(_go: h.Go, part: Buffer = part, to: int = to) -> None:
+                if to + len(part) > FILE_BYTES_MAX:
+                    raise FuseError(errno.EFBIG)
+                self.client.store.of(target).write(to, part)
+                note_write(target, to + len(part), time.time_ns(), kill_suid=q.uid != 0)
+                if target.served is not None:
+                    target.served.append((to, to + len(part)))
+
+            await self.relying(target_session, target, Level.WRITE, q, put)
+            copied += len(part)
+            if self.client.store.is_full:
+                await self.client.store.wait_room()
+        return copied

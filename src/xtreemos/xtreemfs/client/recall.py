@@ -1,0 +1,214 @@
+"""Giving back what was cached: own copies, the kernel's, and what is unwritten, so that no deadlock can come of it.
+
+The kernel's part follows docs/notes/0003-xtreemfs.md, "The kernel's caches, without deadlock". Dropping pages waits for requests that keep pages
+locked: READs, and WRITEs with a partial last page. Those that wait for a lease at that time are left out of the range (their pages are not up to
+date). One that arrives while its pages are being dropped is served at once, whatever the holder's queue says (`Coherence.passes`): the lease is
+still ours until the release is sent, and what was served so is dropped in another round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import stat
+from typing import TYPE_CHECKING
+
+from xtreemos.fabric.rpc import Peer
+from xtreemos.xtreemfs import calls, protocol
+from xtreemos.xtreemfs.client.inodes import Inode, Span, overlaps, without
+from xtreemos.xtreemfs.client.session import Op, Session
+from xtreemos.xtreemfs.fuse.constants import PAGE_BYTES
+from xtreemos.xtreemfs.fuse.errors import FuseError, NotifyFailed, SessionEnded
+from xtreemos.xtreemfs.lease import holder_model as h
+from xtreemos.xtreemfs.model import Level, volume_of
+from xtreemos.xtreemfs.protocol import Rights
+
+if TYPE_CHECKING:
+    from xtreemos.xtreemfs.client.client import Client
+
+log = logging.getLogger(__name__)
+
+WHOLE: Span = (0, 1 << 62)
+
+
+class Coherence:
+    """What leases mean for this mount: see `session.Coherent` and `data.Coherence`, both of which it is."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.count = 0
+        """Grows with every recall of anything: answers to questions from before are not kept for what was recalled since."""
+
+    # -------------------------------------------------------------------------------------------------- for the data path
+
+    def generation(self, ino: int) -> int:
+        """See `data.Coherence`."""
+        return self._client.session_of(ino).holder.generation(ino)
+
+    def rights(self, inode: Inode) -> Rights:
+        """See `data.Coherence`."""
+        session = self._client.session_of(inode.ino)
+        epoch = session.holder.epoch(inode.ino)
+        record = (self._client.capability(inode, "w", epoch) if epoch else None) or self._client.capability(inode, "r")
+        if record is None:
+            raise FuseError(errno.EACCES)
+        return session.rights(record)
+
+    def fenced(self, inode: Inode, epoch: int) -> None:
+        """See `data.Coherence`."""
+        self._client.session_of(inode.ino).feed(h.Stale(inode.ino, epoch))
+
+    def passes(self, session: Session, inode: Inode, span: Span, level: Level) -> bool:
+        """Whether a request has to be served now although it would have to wait: its pages are being dropped under a lease that is still ours."""
+        spans = inode.invalidating
+        if spans is None or not overlaps(span, spans) or session.holder.level(inode.ino) < level:
+            return False
+        inode.passed.append(span)
+        return True
+
+    # ------------------------------------------------------------------------------------------------------ for a session
+
+    async def ask(self, session: Session, peer: Peer, op: Op, level: Level) -> protocol.Grant:
+        """See `session.Coherent`."""
+        client = self._client
+        asked_at = self.count
+        who = await session.who(peer, op.request, op.ino)
+        inode = client.inodes.get(op.ino)
+        if inode is not None and stat.S_ISREG(inode.mode):
+            method, message = "mrc.acquire", protocol.Acquire(who, op.ino, level)
+        else:
+            method, message = "mrc.getattr", protocol.GetAttr(who, op.ino)  # type: ignore[assignment]  # one of two
+        grant = calls.answer_of(await peer.call(method, calls.params(message)), protocol.Grant)
+        client.note(session, grant, asked_at)
+        inode = client.inodes.get(op.ino)
+        if inode is not None and grant.cache and inode.invalidated <= asked_at:
+            inode.fresh = True  # it is held as soon as the holder hears of it, in this same step
+        return grant
+
+    async def flush(self, ino: int) -> bool:
+        """See `session.Coherent`."""
+        inode = self._client.inodes.get(ino)
+        if inode is None:
+            return True
+        inode.dirty_told = False
+        if inode.data is None:
+            return True
+        errors = inode.data.errors
+        await inode.data.flush()
+        return inode.data.errors == errors
+
+    def drop(self, ino: int, level: Level, names: tuple[bytes, ...]) -> None:
+        """See `session.Coherent`."""
+        self.count += 1
+        inode = self._client.inodes.get(ino)
+        if inode is None:
+            return
+        inode.invalidated = self.count
+        inode.drop(level, names)
+        if inode.served is None:
+            session = self._client.session_of(ino)
+            inode.served = [op.span for op in session.ops.values() if op.ino == ino and op.span is not None and op.go is not None]
+
+    async def invalidate(self, ino: int, level: Level, names: tuple[bytes, ...], *, again: bool) -> None:
+        """See `session.Coherent`."""
+        inode = self._client.inodes.get(ino)
+        kernel = self._client.kernel
+        if inode is None or kernel is None:
+            return
+        try:
+            if (names or level < Level.READ) and inode.kernel_names:
+                inode.kernel_names = level >= Level.READ
+                await kernel.increase_epoch()
+            if (names or level < Level.READ) and not again:
+                await kernel.invalidate_inode(self._client.node_of(ino), -1, 0)
+            if inode.pages and (level < Level.READ or inode.writers):
+                await self._drop_pages(inode, (inode.served or []) if again else [WHOLE])
+        except SessionEnded:
+            return
+        except NotifyFailed as failed:
+            log.error("the kernel does not take back inode %x: %s", ino, failed)  # noqa: TRY400  # no stack tells more
+
+    async def _drop_pages(self, inode: Inode, spans: list[Span]) -> None:
+        session = self._client.session_of(inode.ino)
+        kernel = self._client.kernel
+        node = self._client.node_of(inode.ino)
+        assert kernel is not None
+        while spans:
+            locked = [op.span for op in session.waiting.get(inode.ino, {}).values() if op.span is not None]
+            spans = without(spans, locked, PAGE_BYTES)
+            inode.invalidating = spans
+            try:
+                await asyncio.gather(*(kernel.invalidate_inode(node, a, 0 if b >= WHOLE[1] else b - a) for a, b in spans))
+            finally:
+                inode.invalidating = None
+            if inode.data is not None and inode.passed:
+                await inode.data.flush()
+            spans, inode.passed = inode.passed, []
+
+    def fail_dirty(self, ino: int) -> None:
+        """See `session.Coherent`."""
+        inode = self._client.inodes.get(ino)
+        if inode is None:
+            return
+        if inode.data is not None:
+            inode.data.fail(errno.EIO)
+        inode.forget_changes()
+        inode.dirty_told = False
+
+    def last_word(self, ino: int, epoch: int) -> protocol.Update | None:
+        """See `session.Coherent`."""
+        inode = self._client.inodes.get(ino)
+        return None if inode is None else inode.update(epoch)
+
+    def released(self, ino: int, level: Level, update: protocol.Update | None) -> None:
+        """See `session.Coherent`."""
+        inode = self._client.inodes.get(ino)
+        if inode is None:
+            return
+        inode.served = None
+        if level < Level.READ or inode.writers:
+            inode.pages = False
+        if update is not None:
+            inode.told(update)
+        if level < Level.WRITE:
+            inode.capabilities.pop("w", None)
+
+    def suspended(self, session: Session) -> None:
+        """See `session.Coherent`."""
+        self.count += 1
+        self._client.start(self._empty_kernel(session))
+
+    async def _empty_kernel(self, session: Session) -> None:
+        client = self._client
+        kernel = client.kernel
+        if kernel is None:
+            return
+        try:
+            if client.has_epochs:
+                await kernel.increase_epoch()
+            for inode in client.inodes:
+                record = client.directory.state.volume_by_id(volume_of(inode.ino))
+                if record is None or record.mrc != session.mrc:
+                    continue
+                inode.kernel_names = False
+                if inode.lookups:
+                    await kernel.invalidate_inode(client.node_of(inode.ino), -1, 0)
+                if inode.pages:
+                    await self._drop_pages(inode, [WHOLE])
+        except SessionEnded:
+            return
+        except NotifyFailed as failed:
+            log.error("the kernel's caches could not be emptied: %s", failed)  # noqa: TRY400
+
+    def locks(self, session: Session) -> tuple[protocol.LockRow, ...]:
+        """See `session.Coherent`."""
+        return self._client.locks.rows(session.mrc)
+
+    def opened(self, session: Session, welcome: protocol.Welcome) -> None:
+        """See `session.Coherent`."""
+        if welcome.lost:
+            log.warning("%d inodes were given to others while %s was away", len(welcome.lost), session.link.label)
+        for row in welcome.lost_locks:
+            log.warning("a lock on inode %x was given to others while %s was away", row.ino, session.link.label)
+            self._client.locks.lose(session.mrc, row)
