@@ -91,6 +91,8 @@ class Release(Message, frozen=True, array_like=True):
     pin: bool = False
     through: int = 0
     """Level of passthrough that goes on (or begins: with `seq` 0 and the level that is held)."""
+    unsure: bool = False
+    """Writes were given up and may still arrive at the OSDs: the file must be fenced."""
 
 
 class Update(Message, frozen=True, array_like=True):
