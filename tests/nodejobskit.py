@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from xtreemos.aem.nodestore import GroupCommit, NodeStore
+from xtreemos.aem.groupcommit import GroupCommit
+from xtreemos.aem.nodestore import NodeStore
 from xtreemos.errors import XosError
 from xtreemos.fabric import rpc
 from xtreemos.fabric.caller import Caller

@@ -8,8 +8,8 @@ import pytest
 
 from xtreemos.aem.jobspec import JobSpec
 from xtreemos.node.config import NodeConfig
-from xtreemos.node.jobs import OwnerRefuses
 from xtreemos.node.policies import FILE, NodePolicy
+from xtreemos.node.refusals import OwnerRefuses
 from xtreemos.vo.model import PublicUser
 
 SPEC = JobSpec(job="jaaaaaaaaaaaa", vo="demo", user="alice", argv=["make", "all"], cpus=2.5, memory_bytes=1 << 30, wall_s=90.5)

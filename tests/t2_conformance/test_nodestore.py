@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from xtreemos.aem.groupcommit import GroupCommit
 from xtreemos.aem.jobspec import JobSpec
 from xtreemos.aem.manager.model import LEASE_S, Cause, Ended, Said
 from xtreemos.aem.manager.signed import sign_submission
-from xtreemos.aem.nodestore import AttemptState, GroupCommit, NodeStore, Offer, StoreBroken, attempts_to_fence, plan_recovery
+from xtreemos.aem.nodestore import AttemptState, NodeStore, Offer, StoreBroken, attempts_to_fence, plan_recovery
 from xtreemos.errors import TryLater
 
 VO = "demo"

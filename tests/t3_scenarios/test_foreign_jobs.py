@@ -10,7 +10,7 @@ from nodejobskit import USER, VO, NodeKit
 from xtreemos.aem.manager.model import Cause, Ended
 from xtreemos.aem.nodestore import Offer
 from xtreemos.errors import RemoteError
-from xtreemos.node.jobs import NoSuchJob
+from xtreemos.node.refusals import NoSuchJob
 
 RUNS, ENDED, SUB = "jaaaaaaaaaaaa", "jbbbbbbbbbbbb", "jcccccccccccc"
 STRANGERS = [(USER, "other"), ("bob", VO), ("bob", "other")]

@@ -9,9 +9,10 @@ import pytest
 
 from nodejobskit import USER, VO, NodeKit, until
 from xtreemos.aem.jobspec import JobSpec
+from xtreemos.errors import RemoteError
 from xtreemos.foundation.jobd.model import REASON_JOBD
 from xtreemos.node import jobs as module
-from xtreemos.node.jobs import JobdRestarted, StartUnknown
+from xtreemos.node.refusals import JobdRestarted, StartUnknown
 
 JOB = "jaaaaaaaaaaaa"
 KEY = f"{JOB}.1"
@@ -176,7 +177,7 @@ def test_a_start_that_was_given_up_never_happens_and_the_next_trial_does(kit):
     async def work():
         peer = await kit.as_user()
         assert await peer.call("run.void", {"job": JOB, "attempt": 1, "trial": 1}) == {"here": False}
-        with pytest.raises(module.RemoteError, match="too late"):
+        with pytest.raises(RemoteError, match="too late"):
             await peer.call("run.start", {"spec": spec, "trial": 1})
         assert kit.jobd.starts == []
         call = peer.open("run.start", {"spec": spec, "trial": 2})
@@ -199,7 +200,7 @@ def test_the_same_start_twice_runs_once(kit):
         peer = await kit.as_user()
         call = peer.open("run.start", {"spec": spec, "trial": 1})
         assert (await call.receive()).body["type"] == "started"
-        with pytest.raises(module.RemoteError, match="already given"):
+        with pytest.raises(RemoteError, match="already given"):
             await peer.call("run.start", {"spec": spec, "trial": 2})
         peer.close()
         return kit.jobd.starts, kit.jobs.running_count, kit.jobd.signals, states(kit)

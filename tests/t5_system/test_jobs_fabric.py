@@ -8,6 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from xtreemos import names
+from xtreemos.aem.groupcommit import GroupCommit
 from xtreemos.aem.jobspec import JobSpec
 from xtreemos.aem.manager.client import JobsClient
 from xtreemos.aem.manager.driver import ManagerDriver
@@ -16,7 +17,7 @@ from xtreemos.aem.manager.model import Capacity
 from xtreemos.aem.manager.ports import MANAGER_LEASE
 from xtreemos.aem.manager.signed import sign_submission, verify_submission
 from xtreemos.aem.nodejobs import ContactFile, Hooks, NodeJobs
-from xtreemos.aem.nodestore import GroupCommit, NodeStore
+from xtreemos.aem.nodestore import NodeStore
 from xtreemos.errors import NotFound, RemoteError
 from xtreemos.fabric.caller import Caller
 from xtreemos.fabric.kv import ensure_bucket, open_bucket

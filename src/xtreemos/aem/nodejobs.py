@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from xtreemos.aem.groupcommit import GroupCommit
 from xtreemos.aem.jobspec import BadSpec
 from xtreemos.aem.manager import model
 from xtreemos.aem.manager.model import (
@@ -42,7 +43,7 @@ from xtreemos.aem.manager.model import (
 )
 from xtreemos.aem.manager.ports import Incoming, Messages, orders_subject
 from xtreemos.aem.manager.signed import Submission, Verify
-from xtreemos.aem.nodestore import Attempt, GroupCommit, NodeStore, Offer, attempts_to_fence, plan_recovery
+from xtreemos.aem.nodestore import Attempt, NodeStore, Offer, attempts_to_fence, plan_recovery
 from xtreemos.errors import NotFound, TryLater, XosError
 from xtreemos.fabric import subjects
 from xtreemos.fabric.errors import Unreachable

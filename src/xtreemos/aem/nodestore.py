@@ -12,16 +12,14 @@ It knows no network, no clock and no processes; times come in. Calls block for o
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
@@ -68,7 +66,6 @@ CREATE INDEX attempt_ended  ON attempt (ended_at) WHERE state IN ('ended', 'refu
 """
 
 Origin = Literal["run", "sub"]
-T = TypeVar("T")
 
 
 class StoreBroken(XosError):
@@ -457,68 +454,3 @@ def plan_recovery(live: Iterable[Attempt], known_to_jobd: Iterable[tuple[str, in
         else:
             lost.append(attempt)
     return Recovery(tuple(launch), tuple(alive), tuple(lost))
-
-
-class GroupCommit:
-    """Runs store calls for an event loop: calls that come while a commit is under way share the next one.
-
-    With `executor` None the calls run on the loop itself (simulation, memory stores).
-    """
-
-    def __init__(self, store: NodeStore, executor: Executor | None) -> None:
-        self._store = store
-        self._executor = executor
-        self._waiting: list[tuple[Callable[[], Any], asyncio.Future[Any]]] = []
-        self._running: asyncio.Task[None] | None = None
-
-    async def do(self, call: Callable[..., T], *args: Any) -> T:
-        """Run `call(*args)` in the next transaction; returns (or raises what it raised) when that is on disk.
-
-        Cancelling leaves it open whether the call was made.
-        """
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append((lambda: call(*args), future))
-        if self._running is None:
-            self._running = asyncio.get_running_loop().create_task(self._drain())
-        return await future
-
-    async def _drain(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            while self._waiting:
-                group, self._waiting = self._waiting, []
-                calls = [call for call, _ in group]
-                try:
-                    results = (
-                        self._commit(calls)
-                        if self._executor is None
-                        else await loop.run_in_executor(self._executor, self._commit, calls)
-                    )
-                except sqlite3.Error as error:
-                    broken = StoreBroken("the node's job store failed", "look at the disk")
-                    broken.__cause__ = error
-                    results = [broken] * len(group)
-                for (_, future), result in zip(group, results, strict=True):
-                    _settle(future, result)
-        finally:
-            self._running = None
-
-    def _commit(self, calls: list[Callable[[], Any]]) -> list[Any]:
-        results: list[Any] = []
-        with self._store.batch():
-            for call in calls:
-                try:
-                    with self._store.batch():
-                        results.append(call())
-                except XosError as error:
-                    results.append(error)
-        return results
-
-
-def _settle(future: asyncio.Future[Any], result: Any) -> None:
-    if future.done():
-        return
-    if isinstance(result, BaseException):
-        future.set_exception(result)
-    else:
-        future.set_result(result)

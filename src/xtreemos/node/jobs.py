@@ -19,10 +19,11 @@ from typing import Any
 
 import msgspec
 
+from xtreemos.aem.groupcommit import GroupCommit
 from xtreemos.aem.jobspec import JobSpec, carried_env
 from xtreemos.aem.manager.model import Cause, Ended, Said
-from xtreemos.aem.nodestore import AttemptState, GroupCommit, NodeStore, Offer, plan_recovery
-from xtreemos.errors import EXIT_TRY_LATER, NotFound, PermissionRefused, RemoteError, TryLater, Unreachable, XosError
+from xtreemos.aem.nodestore import AttemptState, NodeStore, Offer, plan_recovery
+from xtreemos.errors import RemoteError, Unreachable, XosError
 from xtreemos.fabric import rpc
 from xtreemos.foundation import query, sandbox
 from xtreemos.foundation.accounts import Accounts
@@ -34,6 +35,7 @@ from xtreemos.foundation.sandbox import SandboxSpec
 from xtreemos.foundation.tools import native
 from xtreemos.names import unix_name
 from xtreemos.node import jobfolders
+from xtreemos.node.refusals import JobdRestarted, NodeFull, NoSuchJob, NotMatching, OwnerRefuses, StartUnknown
 from xtreemos.node.running import SANDBOX, Running, meta_of, running_of, split_key
 
 log = logging.getLogger(__name__)
@@ -51,43 +53,6 @@ KEEP_ENDED_S = 3600.0  # an ended foreground job's streams wait this long for an
 """Seconds without an attached agent after which a foreground job is hung up; shorter if it may be started again elsewhere."""
 ORPHAN_S = 60.0
 FENCE_S = 10.0
-
-
-class NodeFull(TryLater):
-    """The node has no room for another job now; nothing was started."""
-
-    code = "node-full"
-
-
-class NotMatching(TryLater):
-    """The node does not match what the job asks for; nothing was started."""
-
-    code = "not-matching"
-
-
-class OwnerRefuses(PermissionRefused):
-    """The policy of the node's owner, the VO or the user refuses; nothing was started."""
-
-    code = "owner-refuses"
-
-
-class JobdRestarted(TryLater):
-    """The node's jobd was started anew before it took the program; nothing was started. Try again."""
-
-    code = "jobd-restarted"
-
-
-class StartUnknown(Unreachable):
-    """The node's jobd went away in the midst of a start; whether the program runs is not known. See `xos ps` when it is back."""
-
-    code = "start-unknown"
-    exit_code = EXIT_TRY_LATER
-
-
-class NoSuchJob(NotFound):
-    """This node does not know the job (any more)."""
-
-    code = "job-not-here"
 
 
 DetachedEnded = Callable[[str, int, dict[str, Any], Cause], Awaitable[None]]
@@ -357,7 +322,6 @@ class LocalJobs:
         *,
         attempt: int,
         sid: str,
-        stdio: str | None = None,
         fds: tuple[int, ...] = (),
         netns: str | None = None,
     ) -> Running:
@@ -382,7 +346,7 @@ class LocalJobs:
         # The record goes to disk while the container is made; the caller hears of a start only when both are done.
         recording = asyncio.ensure_future(self.commit.do(self._accept_and_hand_over, offer))
         try:
-            running = await self.start(spec, attempt=attempt, sid=sid, stdio=stdio, fds=fds, netns=netns)
+            running = await self.start(spec, attempt=attempt, sid=sid, fds=fds, netns=netns)
         except XosError as error:
             await recording
             if isinstance(error, JobdRestarted):  # the agent may come again with this very attempt

@@ -13,7 +13,7 @@ from typing import Any
 
 from xtreemos.aem.jobspec import JobSpec
 from xtreemos.node.config import NodeConfig
-from xtreemos.node.jobs import OwnerRefuses
+from xtreemos.node.refusals import OwnerRefuses
 from xtreemos.vo.model import PublicUser
 
 FILE = "policy.cedar"

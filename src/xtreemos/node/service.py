@@ -19,7 +19,8 @@ from xtreemos.fabric.caller import CallerKind
 from xtreemos.fabric.rpc import Handler, ServerCall
 from xtreemos.foundation.frames import CHUNK_BYTES, WINDOW_BYTES, Kind
 from xtreemos.node.deposits import Deposits
-from xtreemos.node.jobs import LocalJobs, NoSuchJob
+from xtreemos.node.jobs import LocalJobs
+from xtreemos.node.refusals import NoSuchJob
 from xtreemos.node.running import SANDBOX, Running
 
 log = logging.getLogger(__name__)

@@ -22,13 +22,14 @@ from typing import Any
 import msgspec
 import uvloop
 
+from xtreemos.aem.groupcommit import GroupCommit
 from xtreemos.aem.jobspec import JobSpec
 from xtreemos.aem.manager.fabricport import FabricPort
 from xtreemos.aem.manager.model import Capacity
 from xtreemos.aem.manager.signed import Submission
 from xtreemos.aem.nodejobs import ContactFile, Hooks
 from xtreemos.aem.nodejobs import NodeJobs as DetachedJobs
-from xtreemos.aem.nodestore import GroupCommit, NodeStore
+from xtreemos.aem.nodestore import NodeStore
 from xtreemos.errors import NotFound, PermissionRefused, RemoteError, Unreachable, XosError
 from xtreemos.fabric import rpc, subjects
 from xtreemos.fabric.caller import CallerKind
@@ -49,9 +50,10 @@ from xtreemos.node.deposits import Deposits
 from xtreemos.node.dirservice import DirService
 from xtreemos.node.files import Files, place_of
 from xtreemos.node.guests import Guests
-from xtreemos.node.jobs import SLOTS_PER_CPU, LocalJobs, NoSuchJob, ensure_home
+from xtreemos.node.jobs import SLOTS_PER_CPU, LocalJobs, ensure_home
 from xtreemos.node.nets import Nets, open_pool
 from xtreemos.node.policies import NodePolicy
+from xtreemos.node.refusals import NoSuchJob
 from xtreemos.node.service import JobService, guarded
 from xtreemos.node.sshd import SshDoors
 from xtreemos.node.sshlogin import SshLogins

@@ -20,6 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from xtreemos import names
+from xtreemos.aem.groupcommit import GroupCommit
 from xtreemos.aem.jobspec import JobSpec
 from xtreemos.aem.manager import signed
 from xtreemos.aem.manager.client import JobsClient, SubmitUnknown
@@ -28,7 +29,7 @@ from xtreemos.aem.manager.model import Batch, Capacity, Cause, Outcome, Row, Sta
 from xtreemos.aem.manager.ports import LOG_STREAM, LOG_SUBJECT
 from xtreemos.aem.manager.signed import Submission, sign_submission, verify_submission
 from xtreemos.aem.nodejobs import Hooks, NodeJobs
-from xtreemos.aem.nodestore import GroupCommit, NodeStore
+from xtreemos.aem.nodestore import NodeStore
 from xtreemos.errors import NotFound, PermissionRefused, TryLater, XosError
 from xtreemos.fabric import subjects
 from xtreemos.fabric.caller import Caller
