@@ -26,6 +26,8 @@ def allowed(text: str, **facts: object) -> bool:
         ("people", {}, {"user": "mallory"}),
         ("office hours", {"weekday": 1, "hour": 20}, {"weekday": 1, "hour": 8}),
         ("small jobs", {"wall_s": 60, "memory_bytes": 1 << 30}, {"wall_s": 60}),
+        ("students", {"groups": ("students",), "site": "hall-2"}, {"groups": ("students", "staff"), "site": "hall-1"}),
+        ("students", {"groups": ("staff",), "site": "hall-1"}, {"core": True}),
         ("blender", {"program": "ffmpeg"}, {"program": "sh"}),
         ("blender", {"roles": ("admin",)}, {"roles": ("member",)}),
     ],
@@ -37,7 +39,7 @@ def test_owners_example_does_what_the_page_says(rule, yes, no):
 
 
 def test_every_example_of_a_policy_is_tried_above():
-    assert len(OWNERS) == 5
+    assert len(OWNERS) == 6
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
