@@ -610,3 +610,12 @@ def test_pages_of_a_list_go_on_within_an_array():
         seen += [view["job"] for view in page["jobs"]]
         more, behind = page["more"], {"after": page["jobs"][-1]["seq"], "after_job": seen[-1]}
     assert seen == [*array_spec(5).tasks(), job_name(2)]
+
+
+def test_a_question_for_known_jobs_leaves_out_what_is_not_there_or_not_yours():
+    bench = Bench()
+    bench.submit(1)
+    bench.submit(2, user="bob")
+    names_asked = [job_name(number) for number in (1, 2, 3)]
+    assert [view["job"] for view in answer_of(bench.ask("status", jobs=names_asked, known=True)).result["jobs"]] == [job_name(1)]
+    assert answer_of(bench.ask("status", jobs=names_asked)).error["code"] == "no-such-job"

@@ -155,8 +155,11 @@ class Commands:
 
     # -- jobs ------------------------------------------------------------------------------------------------------------
 
-    async def rows(self, everybody: bool = False) -> list[dict[str, Any]]:
-        """Return rows of the user's jobs (see NodeJobs.usage), the VO's nodes asked at once, queued detached ones included."""
+    async def rows(self, everybody: bool = False, jobs: list[str] | None = None) -> list[dict[str, Any]]:
+        """Return rows of the user's jobs (see NodeJobs.usage), the VO's nodes asked at once, queued detached ones included.
+
+        With `jobs` detached ones are asked for by name, and not all that ended within a day.
+        """
         wanted = "" if everybody else f"users=={self.core.user}"
         nodes = await self._ask_nodes(wanted)
         answers = await asyncio.gather(
@@ -165,7 +168,7 @@ class Commands:
         )
         rows: dict[str, dict[str, Any]] = {}
         if self.detached is not None:
-            for row in await self.detached.rows():
+            for row in await (self.detached.rows() if jobs is None else self.detached.rows_of(jobs)):
                 rows[row["job"]] = row
         for answer in answers:
             if isinstance(answer, XosError):
@@ -217,7 +220,7 @@ class Commands:
         run = self.core.runs.get(job)
         if run is not None:
             return {"job": job, "node": run.node, "state": "running", "detached": False}
-        for row in await self.rows():
+        for row in await self.rows(jobs=[job]):
             if row["job"] == job:
                 return row
         raise NotFound(f"there is no job {job} of yours", "see `xos ps -a`")
@@ -225,7 +228,7 @@ class Commands:
     async def _kill(self, words: list[str], _hello: Hello, out: Out) -> int:
         number, jobs = signal_words(words)
         failed = 0
-        rows = await self._by_job() if len(jobs) > 1 else {}
+        rows = await self._by_job(jobs) if len(jobs) > 1 else {}
         for job in jobs:
             try:
                 row = rows.get(job) or await self._find(job)
@@ -257,14 +260,14 @@ class Commands:
             await out.write(json.dumps([{"job": job, "exit": ends[job]} for job in chosen.jobs], indent=1) + "\n")
         return exit_code_of(ends[chosen.jobs[-1]])
 
-    async def _by_job(self) -> dict[str, dict[str, Any]]:
-        return {row["job"]: row for row in await self.rows()}
+    async def _by_job(self, jobs: list[str]) -> dict[str, dict[str, Any]]:
+        return {row["job"]: row for row in await self.rows(jobs=jobs)}
 
     async def _find_all(self, jobs: list[str]) -> dict[str, dict[str, Any]]:
         """Return the row of each job, from one look at everything; waits for a manager, because who waits, waits."""
         while True:
             try:
-                rows = await self._by_job() if len(jobs) > 1 else {}
+                rows = await self._by_job(jobs) if len(jobs) > 1 else {}
                 return {job: rows.get(job) or await self._find(job) for job in jobs}
             except XosError as error:
                 if error.code != NoManager.code:

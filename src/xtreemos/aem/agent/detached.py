@@ -35,6 +35,10 @@ class Detached:
         """Return listing rows of the user's detached jobs."""
         return [_row(row) for row in await self._client.list_jobs(ended=ended)]
 
+    async def rows_of(self, jobs: Iterable[str]) -> list[dict[str, Any]]:
+        """Return listing rows of those of `jobs` that are detached ones of the user."""
+        return [_row(row) for row in await self._client.known(jobs)]
+
     async def kill(self, job: str, number: int) -> None:
         """Send a signal; a job that waits is called off."""
         await self._client.kill(job, number)

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Protocol
 
-from xtreemos.aem.manager.model import NoManager, Query, QueryReply, decode, encode
+from xtreemos.aem.manager.model import LIST_ROWS_MAX, NoManager, Query, QueryReply, decode, encode
 from xtreemos.aem.manager.signed import peek_spec
 from xtreemos.errors import RemoteError
 from xtreemos.fabric import subjects
@@ -90,6 +90,14 @@ class JobsClient:
         """Return the views of named jobs; JobUnknown (as RemoteError) if one is not known or not yours."""
         result = await self._ask("status", {"jobs": list(jobs)})
         return list(result["jobs"])
+
+    async def known(self, jobs: Iterable[str]) -> list[dict[str, Any]]:
+        """Return the views of those named jobs that are detached ones of yours; the others may be foreground jobs, or no jobs."""
+        names, views = list(jobs), []
+        for at in range(0, len(names), LIST_ROWS_MAX):
+            result = await self._ask("status", {"jobs": names[at : at + LIST_ROWS_MAX], "known": True})
+            views += list(result["jobs"])
+        return views
 
     async def kill(self, job: str, signal: int) -> dict[str, Any]:
         """Send a signal; a job that did not start yet is called off. Returns its view."""

@@ -471,6 +471,11 @@ class Machine:
         names = params.get("jobs")
         if not isinstance(names, list) or len(names) > model.LIST_ROWS_MAX:
             raise UsageError(f"status takes a list of at most {model.LIST_ROWS_MAX} jobs")
+        if params.get("known"):  # leave out what is no detached job of theirs: it may be a foreground one
+            mine = (
+                name for name in names if isinstance(name, str) and (job := self._jobs.get(name)) and job.row.user == event.user
+            )
+            names = list(mine)
         return {"jobs": [self.view(self._mine(event, name)) for name in names]}
 
     def _list(self, event: Asked, params: dict[str, Any]) -> dict[str, Any]:
