@@ -20,12 +20,10 @@ import pytest
 from xtreemos.testing.fusekit_memfs import MemFs
 from xtreemos.testing.fusekit_process import ServerProcess
 from xtreemos.testing.fusekit_thread import ServedMount
-from xtreemos.xtreemfs.fuse import model as m
 from xtreemos.xtreemfs.fuse import syscalls
 from xtreemos.xtreemfs.fuse.constants import InitFlag
 from xtreemos.xtreemfs.fuse.driver import Session
-from xtreemos.xtreemfs.fuse.errors import FuseError, MountFailed
-from xtreemos.xtreemfs.fuse.handlers import Handlers
+from xtreemos.xtreemfs.fuse.errors import MountFailed
 from xtreemos.xtreemfs.fuse.options import MountOptions
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
@@ -226,7 +224,7 @@ class Odd(MemFs):
     def lookup(self, request):
         if request.name == b"raise":
             raise KeyError("a bug")
-        if request.name == b"wait":
+        if request.name.startswith(b"wait"):  # of one name only one look-up is asked at a time
             return self._wait()
         return super().lookup(request)
 
@@ -247,6 +245,34 @@ def test_a_handlers_bug_is_eio_and_the_mount_lives(folder):
         (folder / "fine").touch()
         assert os.listdir(folder) == ["fine"]
         assert served.session.statistics().bugs == 3
+
+
+@pytest.mark.log_warnings("refuses our answer")
+@pytest.mark.parametrize("body", [b"", b"\0" * 127, b"\0" * 129, b"\xff" * 128, b"\0" * 4096])
+def test_answers_that_make_no_sense_to_the_kernel_fail_and_the_mount_lives(folder, body):
+    class Nonsense(MemFs):
+        nonsense = False
+
+        def lookup(self, request):
+            return body if request.name == b"odd" else super().lookup(request)
+
+        def getattr(self, request):
+            return body if request.nodeid > 1 and self.nonsense else super().getattr(request)
+
+        def statfs(self, request):
+            return body
+
+    with ServedMount(folder, Nonsense(cache_ns=0)) as served:
+        with pytest.raises(OSError):
+            (folder / "odd").stat()
+        (folder / "fine").touch()
+        served.handlers.nonsense = True
+        with pytest.raises(OSError):
+            (folder / "fine").stat()
+        with pytest.raises(OSError):
+            os.statvfs(folder)
+        assert os.listdir(folder) == ["fine"]
+        assert served.session.statistics().outstanding == 0
 
 
 def test_a_killed_program_cancels_its_handler(folder):
@@ -447,46 +473,54 @@ def test_without_passthrough_the_same_files_are_served_by_us(tmp_path, folder):
 # several descriptors
 
 
-def test_clones_share_the_work_and_interrupts_can_be_forwarded(folder):
-    """Two sessions on one mount, as two processes would have them; both may be handed any request."""
+def test_several_processes_serve_one_mount(folder):
+    with ServerProcess(folder, "--processes", "3", module="fusekit_clones"):
 
-    class Counting(Handlers):
-        served = 0
+        def look(number):
+            for _ in range(200):
+                pids.add((folder / "who").stat().st_size)
 
-        def getattr(self, request):
-            self.served += 1
-            return m.AttrReply(m.Attr(request.nodeid, stat.S_IFDIR | 0o755, nlink=2))
+        pids: set[int] = set()
+        threads = [threading.Thread(target=look, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert len(pids) > 1
+        for pid in pids:
+            assert Path(f"/proc/{pid}").exists()
+        assert (folder / "f").read_bytes() == bytes(MIB)
 
-        async def lookup(self, request):
-            self.served += 1
-            await asyncio.sleep(0.05)
-            raise FuseError(errno.ENOENT)
 
-    with ServedMount(folder, Counting()) as served:
-        second = Counting()
+def test_an_interrupt_that_a_clone_reads_is_handed_to_whose_request_it_is(folder):
+    with ServedMount(folder, Odd()) as served:
+        other = Odd()
 
         async def begin() -> Session:
-            session = Session(served.session.clone(), second, MountOptions(), negotiated=served.session.negotiated)
+            session = Session(served.session.clone(), other, MountOptions(), negotiated=served.session.negotiated)
+            session.stray_interrupt = served.session.interrupt
+            served.session.stray_interrupt = session.interrupt
             session.start()
             return session
 
-        other = served.call(begin())
+        second = served.call(begin())
+        waiting: list[subprocess.Popen] = []
         try:
-            # The first reader that wakes up takes all that waits, so a single caller may meet the same one always.
-            def look(number):
-                for count in range(10):
-                    assert not (folder / f"n{number}-{count}").exists()
-
-            threads = [threading.Thread(target=look, args=(number,)) for number in range(8)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join(20)
-            assert served.handlers.served + second.served >= 80
-            assert second.served > 0
+            program = "import sys; open(sys.argv[1])"
+            for number in range(6):
+                argv = [sys.executable, "-S", "-c", program, folder / f"wait{number}"]
+                waiting.append(subprocess.Popen(argv, stderr=subprocess.DEVNULL))
+            wait_until(lambda: served.session.statistics().outstanding + second.statistics().outstanding == 6)
+            for process in waiting:
+                process.send_signal(signal.SIGINT)
+            for process in waiting:
+                assert process.wait(10) != 0
+            wait_until(lambda: served.handlers.cancelled + other.cancelled == 6)
         finally:
-            served.call(other.close())
-        assert not (folder / "after").exists()  # the first goes on alone
+            for process in waiting:
+                process.kill()
+                process.wait(10)
+            served.call(second.close())
 
 
 # name spaces and users

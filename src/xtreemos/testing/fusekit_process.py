@@ -23,11 +23,14 @@ WAIT_S = 20.0
 
 
 class ServerProcess:
-    """`with ServerProcess(folder, "--cache-ms", "0") as server:` mounts at `server.path`; further words are those of `fusekit_serve`."""
+    """`with ServerProcess(folder, "--cache-ms", "0") as server:` mounts at `server.path`; further words are those of `fusekit_serve`.
 
-    def __init__(self, folder: Path, *words: str, prefix: tuple[str, ...] = ()) -> None:
+    Or of another `module` that prints `mounted`; `prefix` is a command that runs the server, such as setpriv.
+    """
+
+    def __init__(self, folder: Path, *words: str, prefix: tuple[str, ...] = (), module: str = "fusekit_serve") -> None:
         self.path = folder
-        self._argv = [*prefix, sys.executable, "-m", "xtreemos.testing.fusekit_serve", str(folder), *words]
+        self._argv = [*prefix, sys.executable, "-m", f"xtreemos.testing.{module}", str(folder), *words]
         self._process: subprocess.Popen[str] | None = None
 
     @property

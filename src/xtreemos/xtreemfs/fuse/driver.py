@@ -59,6 +59,9 @@ class Session(Notifications):
         self.fd = fd
         self.options = options
         self.handlers = handlers
+        self.stray_interrupt: Callable[[int], None] | None = (
+            None  # called with the unique of a request that is not ours: of a clone's
+        )
         self._loop = asyncio.get_running_loop()
         self._pool = BufferPool(max(c.READ_BUFFER_BYTES_MIN, options.max_write_bytes + c.PAGE_BYTES))
         super().__init__(Notifier(fd, threads=options.notify_threads, slots=options.notify_queue_max))
@@ -212,7 +215,8 @@ class Session(Notifications):
                 if answer is not None:
                     self._spawn(Op.FORGET, request, answer, None, None)
             case m.Interrupt():
-                self.interrupt(request.target)
+                if not self.interrupt(request.target) and self.stray_interrupt is not None:
+                    self.stray_interrupt(request.target)
             case m.Init():
                 self._on_init(request)
             case m.NotifyReply():
@@ -247,10 +251,13 @@ class Session(Notifications):
             self._ready.set_result(None)
 
     def interrupt(self, unique: int) -> bool:
-        """Cancel the handler of request `unique`; tell whether it was there. For servers of several processes: see the notes on clones."""
+        """Cancel the handler of request `unique`; tell whether it was there.
+
+        The kernel gives an interrupt to whoever reads next, so with clones it may be another's: `stray_interrupt` hears of that.
+        """
         waiting = self._waiting.get(unique)
         if waiting is None:
-            return False  # answered meanwhile: requests are read by one reader in order, so it cannot be still to come
+            return False  # answered meanwhile, or a clone's: one reader reads in order, so it is not still to come
         self._interrupted.add(unique)
         waiting.task.cancel()
         return True
