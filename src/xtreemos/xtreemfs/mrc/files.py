@@ -11,10 +11,11 @@ from typing import Any, Final
 from xtreemos.fabric.rpc import Handler, ServerCall
 from xtreemos.xtreemfs import calls
 from xtreemos.xtreemfs import protocol as p
+from xtreemos.xtreemfs.directory import State
 from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.lease import table_model as table
 from xtreemos.xtreemfs.lease.model import Give, How, Need
-from xtreemos.xtreemfs.model import Layout, Level, volume_of
+from xtreemos.xtreemfs.model import Layout, Level, OsdRecord, volume_of
 from xtreemos.xtreemfs.mrc import commands as do
 from xtreemos.xtreemfs.mrc import placing, views
 from xtreemos.xtreemfs.mrc.leasing import Allowed, Plan
@@ -24,6 +25,7 @@ from xtreemos.xtreemfs.mrc.serving import Core
 
 LISTING_BYTES: Final = 1 << 20  # of one answer, about: a page of link targets would fill a frame
 ATTR_ROWS_MAX: Final = 1024  # names of one page with attributes: each is a read of the store
+CANDIDATES_S: Final = 1.0  # between looks at which OSDs have gone silent
 _FILES_TOTAL: Final = 1 << 40
 
 
@@ -33,6 +35,9 @@ class Files:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._turns = itertools.count(int(time.time() * 1000))
+        self._candidates: list[OsdRecord] = []
+        self._seen: State | None = None
+        self._looked_s = 0.0
 
     def handlers(self) -> dict[str, Handler]:
         """Return method -> handler."""
@@ -208,9 +213,12 @@ class Files:
         return Plan((Give(m.dir),), finish)
 
     def _layout(self, volume: int, near: str) -> Layout:
-        policy = self._core.volumes[volume].policy
-        osds = self._core.directory.state.osds.values()
-        return placing.choose(policy, osds, near=near, now_s=time.time(), turn=next(self._turns))
+        now_s = time.time()
+        state = self._core.directory.state
+        if state is not self._seen or now_s - self._looked_s > CANDIDATES_S:
+            self._seen, self._looked_s = state, now_s
+            self._candidates = placing.candidates(state.osds.values(), now_s)
+        return placing.choose(self._core.volumes[volume].policy, self._candidates, near=near, turn=next(self._turns))
 
     async def link(self, call: ServerCall) -> p.Made:
         """One more name."""

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 COMMIT_COMMANDS: Final = 50_000  # between commits of the store: replaying so many takes some seconds
 COMMIT_S: Final = 5.0  # and a busy store is committed so often: a commit's length is what changed since the last
-SLOW_SYNC_S: Final = 0.002  # a disk slower than this is synced in a thread; the hop costs 0.1 ms
+SLOW_SYNC_S: Final = 0.02  # a disk slower than this is synced in a thread; the hop costs 0.1 ms and more on a busy machine
 
 
 class Journal:

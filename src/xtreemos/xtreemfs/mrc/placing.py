@@ -18,14 +18,18 @@ def usable(record: OsdRecord, now_s: float) -> bool:
     return record.state == "online" and now_s - record.beat_at <= OSD_SILENT_S and room
 
 
-def choose(policy: VolumePolicy, osds: Iterable[OsdRecord], *, near: str, now_s: float, turn: int) -> Layout:
+def candidates(osds: Iterable[OsdRecord], now_s: float) -> list[OsdRecord]:
+    """Return the OSDs that can take new files, by node; good for a second or so."""
+    return sorted((record for record in osds if usable(record, now_s)), key=lambda record: record.node)
+
+
+def choose(policy: VolumePolicy, good: list[OsdRecord], *, near: str, turn: int) -> Layout:
     """Choose the layout of a new file.
 
     Args:
         policy: of the volume: width, object size, near or spread.
-        osds: all that are known.
+        good: `candidates`.
         near: node of the client that makes the file.
-        now_s: seconds since 1970, as in `OsdRecord.beat_at`.
         turn: any number, another one for each file: spreads files over OSDs, more on those with more room.
 
     Returns:
@@ -34,7 +38,6 @@ def choose(policy: VolumePolicy, osds: Iterable[OsdRecord], *, near: str, now_s:
     Raises:
         FsError(ENOSPC): no OSD can take it.
     """
-    good = sorted((record for record in osds if usable(record, now_s)), key=lambda record: record.node)
     if not good:
         raise FsError(errno.ENOSPC, "no object server has room", "see `xos fs stat`")
     own = [record for record in good if record.node == near] if policy.placement == "near" else []

@@ -178,9 +178,9 @@ class Store:
             self._until_check = SPACE_CHECK_COMMANDS
             self._free_bytes = self._disk.free_bytes()
         if self._free_bytes < self._reserve_bytes:
+            self._until_check = 0  # so near the end look each time: room may be made, or go
             last = min(LAST_RESERVE_BYTES, self._reserve_bytes // 4)
             if isinstance(command, _GROWING) or self._free_bytes < last:
-                self._until_check = 0  # look again at the next one: room may have been made
                 raise FsError(errno.ENOSPC, "the metadata server's disk is full", "remove files, or give it a larger disk")
         try:
             self._log.reserve(size)
