@@ -56,6 +56,7 @@ async def serve_clone(device_fd: int, negotiated: Negotiated) -> None:
     session = Session(device.clone(device_fd), FixedFs(), MountOptions(), negotiated=negotiated)
     os.close(device_fd)
     session.start()
+    print("ready", flush=True)
     await session.wait_ended()
     await session.close()
 
@@ -66,7 +67,12 @@ async def serve(folder: str, processes: int) -> None:
     fd, agreed = mounted.session.fd, mounted.session.negotiated
     facts = json.dumps({**dataclasses.asdict(agreed), "flags": int(agreed.flags)})
     argv = [sys.executable, "-m", "xtreemos.testing.fusekit_clones", folder, "--clone-of", str(fd), "--negotiated", facts]
-    children = [await asyncio.to_thread(subprocess.Popen, argv, pass_fds=[fd]) for _ in range(processes - 1)]
+    children = [
+        await asyncio.to_thread(subprocess.Popen, argv, pass_fds=[fd], stdout=subprocess.PIPE) for _ in range(processes - 1)
+    ]
+    for child in children:
+        assert child.stdout is not None
+        await asyncio.to_thread(child.stdout.readline)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: asyncio.ensure_future(mounted.close()))
     print("mounted", flush=True)
     await mounted.wait_ended()
