@@ -92,8 +92,10 @@ class ScriptedJobd:
         return {}
 
     async def _forget(self, call: rpc.ServerCall) -> Any:
-        self.forgotten.append(call.params["job"])
-        self.known.pop(call.params["job"], None)
+        keys = call.params.get("jobs") or [call.params["job"]]
+        self.forgotten += keys
+        for key in keys:
+            self.known.pop(key, None)
         return {}
 
     async def _attach(self, call: rpc.ServerCall) -> Any:
