@@ -22,9 +22,12 @@ from xtreemos.xtreemfs.osd import blocks
 from xtreemos.xtreemfs.osd.blocks import HOLE, NO_ZERO, Buffer, fits, stored
 from xtreemos.xtreemfs.osd.files import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, File
 
-HEADER_BYTES = 64
+SLOT_BYTES = 512
+HEADER_BYTES = 2 * SLOT_BYTES
+"""Two places for the header, written in turn: one that was torn leaves the other."""
 STEP_BYTES = 1 << 20  # read at a time by `check`
-_HEADER = struct.Struct("<8sQII")
+_HEADER = struct.Struct("<8sQQ")
+_CHECK = struct.Struct("<I")
 _MAGIC = b"XOSUMS1\n"
 
 
@@ -36,6 +39,14 @@ class Mismatch(Exception):  # not an error of ours: it may be a race, a torn wri
         self.bad = bad
 
 
+def _header(raw: bytes) -> Fence | None:
+    if len(raw) < _HEADER.size + _CHECK.size:
+        return None
+    magic, epoch, layout = _HEADER.unpack_from(raw)
+    (check,) = _CHECK.unpack_from(raw, _HEADER.size)
+    return Fence(epoch, layout) if magic == _MAGIC and check == crc32(raw[: _HEADER.size]) else None
+
+
 class Column:
     """An open column. `trusted`: a block that does not fit its sum is damage; else its sum is old and the bytes are taken."""
 
@@ -44,6 +55,7 @@ class Column:
         self.sums = sums
         self.trusted = trusted
         self.length, self.blocks = data.size()
+        self._slot = 1
         self.fence = self._read_header()
         if not self.trusted:  # a crash may have kept sums of blocks that it did not keep
             self.sums.truncate(HEADER_BYTES + 4 * -(-self.length // SUM_BYTES))
@@ -57,24 +69,21 @@ class Column:
 
     def _read_header(self) -> Fence:
         raw = self.sums.pread(HEADER_BYTES, 0) or b""
-        if len(raw) < _HEADER.size + 4:
+        found = [(fence, slot) for slot in (0, 1) if (fence := _header(raw[slot * SLOT_BYTES :])) is not None]
+        if not found:
+            self.trusted = self.trusted and not any(raw)
             return Fence()
-        magic, epoch, layout, _unused = _HEADER.unpack_from(raw)
-        (check,) = struct.unpack_from("<I", raw, _HEADER.size)
-        if magic != _MAGIC or check != crc32(raw[: _HEADER.size]):
-            if any(raw):
-                self.trusted = False
-            return Fence()
-        return Fence(epoch, layout)
+        fence, self._slot = max(found, key=lambda pair: (pair[0].epoch, pair[0].layout_version))
+        return fence
 
     def raise_fence(self, fence: Fence) -> None:
         """Remember a larger epoch or layout version; durable with the next sync."""
         raised = Fence(max(fence.epoch, self.fence.epoch), max(fence.layout_version, self.fence.layout_version))
         if raised == self.fence:
             return
-        head = _HEADER.pack(_MAGIC, raised.epoch, raised.layout_version, 0)
-        self.sums.pwrite((head + struct.pack("<I", crc32(head))).ljust(HEADER_BYTES, b"\0"), 0)
-        self.fence = raised
+        head = _HEADER.pack(_MAGIC, raised.epoch, raised.layout_version)
+        self.sums.pwrite(head + _CHECK.pack(crc32(head)), (1 - self._slot) * SLOT_BYTES)
+        self._slot, self.fence = 1 - self._slot, raised
 
     # -------------------------------------------------------------------------------------------------------------- sums
 
@@ -151,6 +160,17 @@ class Column:
         if self.trusted and not fits(sum_, crc32(old), length):
             raise Mismatch([block])
         return old.ljust(length, b"\0")
+
+    def is_in_memory(self, at: int, length: int) -> bool:
+        """Whether a write there would not wait for the disk: what it must read is in memory."""
+        block, last = at // SUM_BYTES, (at + length - 1) // SUM_BYTES
+        if self._load(block, last - block + 1, wait=False) is None:
+            return False
+        for edge in {block, last}:
+            there = self._covered(edge, self.length)
+            if there and self.data.pread(there, edge * SUM_BYTES, wait=False) is None:
+                return False
+        return True
 
     # ---------------------------------------------------------------------------------------------------------- changing
 

@@ -105,7 +105,10 @@ class RealFile:
             if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
                 return None
             raise
-        return bytes(space) if count == length else None
+        if count == length:
+            return bytes(space)
+        at_end = at + count >= os.fstat(self.descriptor).st_size  # else the rest is on the disk only
+        return bytes(space[:count]) if at_end else None
 
     def pwrite(self, data: Buffer, at: int) -> None:
         """See `File`."""

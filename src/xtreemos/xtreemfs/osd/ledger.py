@@ -57,6 +57,10 @@ class Ledger:
         state = self._dirty.get(key)
         return state is not None and state.settling
 
+    def is_listed(self, key: Key) -> bool:
+        """Whether it is dirty."""
+        return key in self._dirty
+
     def mark_needed(self, key: Key, mark: Mark | None) -> bool:
         """Whether a dirty mark must become durable before a change; `mark` is the durable one, asked for only if it is not listed here."""
         state = self._dirty.get(key)

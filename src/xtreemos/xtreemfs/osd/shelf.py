@@ -51,6 +51,8 @@ class Shelf:
             return None
         sums = self.disk.open(sums_name(key), create=True)
         assert sums is not None, "created"
+        if mark is None or not sums.size()[0]:
+            self.new_names.add(key)  # as far as we know: a process before us may have been killed before it synced them
         clean = mark is not None and mark.clean
         column = Column(data, sums, trusted=clean or known_here)
         if clean and mark is not None and mark.length != column.length and not known_here:
@@ -64,6 +66,8 @@ class Shelf:
         sums = self.disk.open(sums_name(key), create=True)
         assert data is not None, "created"
         assert sums is not None, "created"
+        if sums.size()[0]:
+            sums.truncate(0)  # a crash kept the sums of a column that it did not keep
         self.new_names.add(key)
         return Column(data, sums, trusted=True)
 
@@ -71,7 +75,7 @@ class Shelf:
 
     def rows_before_change(self, key: Key) -> Rows:
         """Rows that must be durable before a change of this column; then call `ledger.marked` and `ledger.changed`."""
-        mark = self.marks.mark(key)
+        mark = None if self.ledger.is_listed(key) else self.marks.mark(key)
         return {mark_row(key): encode(Mark(clean=False, length=0))} if self.ledger.mark_needed(key, mark) else {}
 
     def sync(self, key: Key, column: Column) -> None:

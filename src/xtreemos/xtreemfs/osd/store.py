@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,9 @@ OPEN_MAX = 1024
 """Open columns, two descriptors each. Those in use stay open beyond it."""
 INLINE_BYTES = 128 * 1024
 """Reads up to this are answered at once if they are in memory; a thread would cost more than they do."""
+SLOW_S = 0.02
+SLOW_FOR_S = 5.0
+"""A write at once that took longer (the kernel makes writers wait when too much is unwritten) sends all to threads for a while."""
 THREADS = 4
 FENCES_MAX = 65536
 DIRTY_MAX = 100_000
@@ -57,6 +60,30 @@ class Entry:
     gone: bool = False
 
 
+class _Use:
+    """`async with store.entry(key) as entry`; written out, for it is on the way of every request."""
+
+    __slots__ = ("_entry", "_store")
+
+    def __init__(self, store: Store, entry: Entry) -> None:
+        self._store = store
+        self._entry = entry
+
+    async def __aenter__(self) -> Entry:
+        entry = self._entry
+        entry.users += 1
+        if entry.column is None and not entry.gone:
+            try:
+                await self._store.load(entry)
+            except BaseException:
+                self._store.release(entry)
+                raise
+        return entry
+
+    async def __aexit__(self, *_exc: object) -> None:
+        self._store.release(self._entry)
+
+
 class Store:
     """See the module. `shelves` in a fixed order: the first keeps the fences of all files."""
 
@@ -70,6 +97,7 @@ class Store:
         """Failures of disks so far; each makes another `boot`, for what was not synced may be lost."""
         self.io_errors = 0
         self._boot = boot
+        self._slow_until_s = 0.0
         self._commits = {shelf: Committer(shelf.marks.table) for shelf in self.shelves}
         self._entries: OrderedDict[Key, Entry] = OrderedDict()
         self._right: dict[Key, int] = {}
@@ -105,24 +133,27 @@ class Store:
                     await asyncio.shield(future)
             raise
 
-    @contextlib.asynccontextmanager
-    async def entry(self, key: Key) -> AsyncIterator[Entry]:
-        """The entry of a column, opened if it exists, kept open meanwhile."""
+    def entry(self, key: Key) -> _Use:
+        """The entry of a column as an async context, opened if it exists and kept open meanwhile."""
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = Entry(key)
-        self._entries.move_to_end(key)
-        entry.users += 1
-        try:
+        else:
+            self._entries.move_to_end(key)
+        return _Use(self, entry)
+
+    async def load(self, entry: Entry) -> None:
+        """Open the column of an entry that has none open, if there is one."""
+        async with entry.lock:
             if entry.column is None and not entry.gone:
-                async with entry.lock:
-                    if entry.column is None and not entry.gone:
-                        entry.shelf, entry.column = await self.thread(self._open, key)
-            yield entry
-        finally:
-            entry.users -= 1
-            if entry.gone and entry.users == 0 and self._entries.get(key) is entry:
-                self._drop(key, entry)
+                entry.shelf, entry.column = await self.thread(self._open, entry.key)
+
+    def release(self, entry: Entry) -> None:
+        """One user less."""
+        entry.users -= 1
+        if entry.gone and entry.users == 0 and self._entries.get(entry.key) is entry:
+            self._drop(entry.key, entry)
+        if len(self._entries) > OPEN_MAX:
             self._evict()
 
     def _open(self, key: Key) -> tuple[Shelf | None, Column | None]:
@@ -133,8 +164,6 @@ class Store:
         return None, None
 
     def _evict(self) -> None:
-        if len(self._entries) <= OPEN_MAX:
-            return
         for key, entry in list(self._entries.items()):  # least lately used first
             if entry.users == 0:
                 self._drop(key, entry)
@@ -297,13 +326,23 @@ class Store:
                 column = await self._ready_to_change(entry)
                 before = column.blocks
                 try:
-                    await self.thread(self._work, column, raised, work)
+                    await self._carry_out(column, raised, work, *reach)
                 except Mismatch as mismatch:
                     await self._judge(entry, column, mismatch.bad)
                     await self.thread(self._work, column, raised, work)
                 finally:
                     self.space.used((column.blocks - before) * 512)
                 return column.length, column.blocks
+
+    async def _carry_out(self, column: Column, raised: Fence, work: Callable[[Column], None], at: int, length: int) -> None:
+        """Do a change: a small one whose surroundings are in memory at once, unless the disk was slow lately; else in a thread."""
+        if not 0 < length <= INLINE_BYTES or time.monotonic() < self._slow_until_s or not column.is_in_memory(at, length):
+            await self.thread(self._work, column, raised, work)
+            return
+        begin_s = time.monotonic()
+        self._work(column, raised, work)
+        if time.monotonic() - begin_s > SLOW_S:
+            self._slow_until_s = time.monotonic() + SLOW_FOR_S
 
     @staticmethod
     def _work(column: Column, raised: Fence, work: Callable[[Column], None]) -> None:
