@@ -53,6 +53,8 @@ logger = logging.getLogger(__name__)
 REPORT_S_MAX = 3.0
 FENCE_LOOK_S = 1.0
 PRUNE_S = 600.0
+OUTBOX_LOOK_S = 10.0
+"""An idle node looks into its outbox at least this often, told or not."""
 AHEAD_MAX = 64
 """So many more attempts than run are taken, so that the next one starts without asking the manager."""
 Key = tuple[str, int]
@@ -170,6 +172,8 @@ class NodeJobs:
         self._wake_launch = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
         self._want_facts = True
+        self._empty_s = -math.inf
+        """When the outbox was last seen empty with nothing held; -inf: something happened since."""
 
     # ---- life
 
@@ -215,7 +219,8 @@ class NodeJobs:
             tasks.create_task(self._fence_forever())
 
     def wake(self) -> None:
-        """Capacity or facts changed: report now and start what waits."""
+        """Capacity or facts changed, or an attempt ended: report now and start what waits."""
+        self._empty_s = -math.inf
         self._wake_report.set()
         self._wake_launch.set()
 
@@ -401,21 +406,33 @@ class NodeJobs:
                 await asyncio.sleep(model.BEAT_S / 2)  # no manager right now: ask again soon, but not in a storm
             if not more:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(model.BEAT_S):
+                    async with asyncio.timeout(model.BEAT_S if self._held else model.IDLE_BEAT_S):
                         await self._wake_report.wait()
 
     async def _report_once(self) -> bool:
         """Send one report; return whether more waits in the outbox."""
-        report = self._report(await self._commit.do(self._store.outbox, self._vo, model.REPORT_ENDED_MAX))
+        report = self._report(await self._look_for_ends())
         raw = await self._port.request(subjects.beat(self._node), encode(report), REPORT_S_MAX)
         reply = decode(raw, ReportReply)
-        if not await self._commit.do(self._store.raise_fence, self._vo, reply.fence):
+        known = reply.fence == self._store.fence(self._vo)
+        if not known and not await self._commit.do(self._store.raise_fence, self._vo, reply.fence):
             return False  # an older manager than one that we heard of
         self._hear(report.clock_s)
         self._want_facts = reply.want_facts
         if reply.acks:
             await self._commit.do(self._store.acknowledge, self._vo, reply.acks)
         return reply.want_facts or len(report.ended) == model.REPORT_ENDED_MAX
+
+    async def _look_for_ends(self) -> list[Ended]:
+        """Return the outbox. Where nothing is held and nothing was told of since it was empty, it is not asked at each beat."""
+        now_s = self._hooks.clock_s()
+        if not self._held and now_s - self._empty_s < OUTBOX_LOOK_S:
+            return []
+        self._empty_s = now_s
+        ended = await self._commit.do(self._store.outbox, self._vo, model.REPORT_ENDED_MAX)
+        if ended or self._held:
+            self._empty_s = -math.inf
+        return ended
 
     def _report(self, ended: list[Ended]) -> Report:
         facts_id, facts = self._hooks.facts()

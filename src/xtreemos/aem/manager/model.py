@@ -19,7 +19,9 @@ import msgspec
 from xtreemos.errors import NotFound, TryLater, XosError
 
 BEAT_S = 1.0
-"""A node reports at least this often."""
+"""A node that holds attempts reports at least this often."""
+IDLE_BEAT_S = 2.0
+"""One that holds none does so; AWAY_S is two of them and some."""
 AWAY_S = 5.0
 """A node that was not heard of for so long gets no new jobs and its jobs show as away."""
 LEASE_S = 15.0
