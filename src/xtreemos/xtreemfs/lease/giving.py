@@ -19,6 +19,7 @@ from xtreemos.xtreemfs.lease.holder_model import (
     FailDirty,
     Flush,
     Flushed,
+    GaveUp,
     Give,
     Go,
     Granted,
@@ -174,13 +175,14 @@ class Giving:
             job = held.job
             if job is None or job.invalidating or held.flushing:
                 return
-            if job.stage is Stage.DONE or self._step(held, job):
-                if not (job.lost or self._open) or held.telling:
-                    return
-                held.job = None
-                if not job.lost:
-                    self._release(held, job.level, job.seq)
-                self._resume(held)
+            if job.stage is not Stage.DONE and not self._step(held, job):
+                return
+            if not job.lost and (not self._open or held.telling):
+                return
+            held.job = None
+            if not job.lost:
+                self._release(held, job.level, job.seq)
+            self._resume(held)
 
     def _next_job(self, held: Held) -> bool:
         if held.telling or not held.recalls:
@@ -235,17 +237,31 @@ class Giving:
         if ends:
             held.shared = NONE
         held.told_pin, held.told_through = held.pin, held.through
-        self._out.append(SendRelease(held.ino, level, seq, held.pin, held.through, epoch))
+        self._out.append(SendRelease(held.ino, level, seq, held.pin, held.through, epoch, held.unsure))
 
     def _on_flushed(self, event: Flushed) -> None:
         held = self._held.get(event.ino)
         if held is None:
             return
         held.flushing = False
-        if not event.ok:
-            self._out.append(FailDirty(event.ino))
-        self._advance(held)
+        if event.ok:
+            self._advance(held)
+        else:
+            self._give_up(held)
         self._drop_idle(held)
+
+    def _on_gave_up(self, event: GaveUp) -> None:
+        held = self._held.get(event.ino)
+        if held is not None:
+            self._give_up(held)
+
+    def _give_up(self, held: Held) -> None:
+        self._void(held, certain=True)
+        held.unsure = True
+        if held.job is None:
+            held.job = Job(NONE)
+        held.job.level, held.job.served = NONE, True
+        self._advance(held)
 
     def _on_invalidated(self, event: Invalidated) -> None:
         held = self._held.get(event.ino)
@@ -258,7 +274,7 @@ class Giving:
         held = self._held.get(event.ino)
         if held is None:
             return
-        held.releasing, held.forgetting = None, False
+        held.releasing, held.forgetting, held.unsure = None, False, False
         self._sync(held)
         self._advance(held)
         self._resume(held)
@@ -285,8 +301,9 @@ class Giving:
     def _sync(self, held: Held) -> None:
         """Tell the MRC of a pin or direct use that it has to know of, and does not know yet."""
         news = held.told_through != held.through or (held.told_pin != held.pin and not held.level and not held.shared)
-        if news and self._open and held.job is None and not held.telling:
-            if held.shared and held.through == NONE and held.ops:
+        direct = held.told_through != held.through  # somebody waits for this answer within an operation, which a job waits for
+        if news and self._open and (held.job is None or direct) and not held.telling:
+            if held.job is None and held.shared and held.through == NONE and held.ops:
                 held.job = Job(NONE)  # sharing ends with the release: what is under way ends first
                 self._advance(held)
             else:
@@ -323,13 +340,17 @@ class Giving:
         if held is None or held.epoch != event.epoch or WRITE not in (held.level, held.shared):
             return
         self._void(held)
+        if held.shared:  # another writer was fenced: the next Ask brings the new epoch
+            held.shared = NONE
+            self._resume(held)
+            return
         if held.job is None:
             held.job = Job(NONE)
         held.job.level, held.job.names, held.job.served = NONE, (), True
         self._advance(held)
 
-    def _void(self, held: Held) -> None:
-        if held.dirty or held.flushing:
+    def _void(self, held: Held, *, certain: bool = False) -> None:
+        if held.dirty or held.flushing or certain:
             held.dirty = False
             self._out.append(FailDirty(held.ino))
         held.generation = next(self._generations)

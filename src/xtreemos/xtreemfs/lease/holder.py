@@ -22,6 +22,7 @@ from xtreemos.xtreemfs.lease.holder_model import (
     End,
     Event,
     Flushed,
+    GaveUp,
     Give,
     Granted,
     Invalidated,
@@ -54,7 +55,7 @@ class Holder(Giving):
         self._renew_s = math.inf
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             Begin: self._on_begin, End: self._on_end, Cancel: self._on_cancel, Granted: self._on_granted, AskFailed: self._on_ask_failed,
-            Recalled: self._on_recalled, Flushed: self._on_flushed, Invalidated: self._on_invalidated, Released: self._on_released,
+            Recalled: self._on_recalled, Flushed: self._on_flushed, GaveUp: self._on_gave_up, Invalidated: self._on_invalidated, Released: self._on_released,
             Cleaned: self._on_cleaned, Pin: self._on_pin, Through: self._on_through, Give: self._on_give, Stale: self._on_stale,
             Connected: self._on_connected, Cut: self._on_cut, Opened: self._on_opened, RenewAnswered: self._on_renew_answered,
             SessionOver: self._on_session_over, Tick: self._on_tick,

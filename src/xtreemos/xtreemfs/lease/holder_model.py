@@ -64,10 +64,16 @@ class Recalled(Event, frozen=True):
 
 
 class Flushed(Event, frozen=True):
-    """Answer to Flush: what was unwritten then is on the OSDs. `ok` False: it cannot be written, the driver has given up."""
+    """Answer to Flush: what was unwritten then is on the OSDs. `ok` False: given up, as GaveUp."""
 
     ino: int
     ok: bool = True
+
+
+class GaveUp(Event, frozen=True):
+    """The driver gave up writing (for an fsync, or without a lease): nobody knows what the OSDs got, or will get."""
+
+    ino: int
 
 
 class Invalidated(Event, frozen=True):
@@ -200,6 +206,8 @@ class SendRelease(Effect, frozen=True):
     pin: bool
     through: Level
     epoch: int
+    unsure: bool
+    """Writes of ours were given up and may still arrive: the MRC must fence us."""
 
 
 class SendForget(Effect, frozen=True):

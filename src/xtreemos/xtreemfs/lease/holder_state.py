@@ -77,6 +77,8 @@ class Held:
     told_through: Level = NONE
     dirty: bool = False
     flushing: bool = False
+    unsure: bool = False
+    """Writes were given up, which may still arrive at OSDs: everything goes back, with a fence."""
     asked: Level = NONE
     ops: dict[int, Running] = field(default_factory=dict)
     waiting: dict[int, Level] = field(default_factory=dict)

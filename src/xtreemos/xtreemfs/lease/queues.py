@@ -160,7 +160,7 @@ class Queues:
             holding = self._holding(session, give.ino, inode)
             holding.shared = max(holding.shared, give.shared)
             if give.shared == WRITE:
-                holding.epoch = give.epoch
+                holding.epoch, inode.unsized = give.epoch, True
             return
         if give.level == READ and not (own and own.level):
             leased = allow is not None and not allow.shared and op.needs[give.ino].how != How.NAMES
@@ -216,7 +216,7 @@ class Queues:
         waits = False
         for need in op.needs.values():
             inode = self._inodes[need.ino]
-            if covered(inode.holders.get(op.client), need.how):
+            if covered(inode, op.client, need.how):
                 continue
             shared = need.how != How.NAMES and is_shared(inode, op.client, need.how)
             for client, holding, stays in list(in_the_way(inode, op, need, shared)):
@@ -279,7 +279,10 @@ class Queues:
         if holding.writes:
             inode.fencing += 1
             self._out.append(Fence(ino, session.client, holding.epoch, bool(holding.through)))
+            for other in inode.holders.values():
+                other.epoch = 0 if other.shared else other.epoch  # fenced with it: who writes shared needs a new epoch too
         holding.level, holding.shared, holding.restored = NONE, NONE, False
+        self._ask_size(ino, inode)
 
     def _on_release(self, event: Release) -> None:
         session = self._sessions.get(event.client)
@@ -292,6 +295,8 @@ class Queues:
         inode = self._inodes.setdefault(event.ino, Inode())
         holding = self._holding(session, event.ino, inode)
         level = event.level
+        if event.unsure and holding.writes:
+            self._evict(session, event.ino)
         for seq in [seq for seq in holding.recalls if seq <= event.seq]:
             asked = holding.recalls.pop(seq)
             session.recalls.pop(seq, None)
@@ -304,8 +309,17 @@ class Queues:
         if holding.level == NONE and event.seq == 0 and event.through == NONE:
             holding.shared = NONE
         holding.pin, holding.through = event.pin, event.through
+        inode.unsized |= event.through == WRITE
+        self._ask_size(event.ino, inode)
         self._settle(session, event.ino)
         self._pump((event.ino,))
+
+    def _ask_size(self, ino: int, inode: Inode) -> None:
+        """When nobody writes without a lease any more: a fence that evicts nobody tells how long the file is."""
+        if inode.unsized and not any(holding.writes or holding.through == WRITE for holding in inode.holders.values()):
+            inode.unsized = False
+            inode.fencing += 1
+            self._out.append(Fence(ino, "", 0, through=False))
 
     def _on_forget(self, event: Forget) -> None:
         session = self._sessions.get(event.client)
@@ -332,7 +346,9 @@ class Queues:
         session = self._sessions.get(event.client)
         if session is None or event.ino not in session.inos:
             return
-        self._inodes[event.ino].holders[event.client].through = NONE
+        inode = self._inodes[event.ino]
+        inode.holders[event.client].through = NONE
+        self._ask_size(event.ino, inode)
         self._settle(session, event.ino)
         self._pump((event.ino,))
 

@@ -77,6 +77,7 @@ class Table(Queues):
 
     def __init__(self, started_s: float, *, sessions: Iterable[str] = (), writers: Iterable[Writer] = ()) -> None:
         super().__init__()
+        self._now_s = started_s
         self._sessions = {client: Session(client, started_s + LEASE_S, connected=False) for client in sessions}
         self._missing = set(self._sessions)
         self._graced = bool(self._missing)
@@ -114,12 +115,17 @@ class Table(Queues):
     def _restore(self, row: Writer) -> None:
         inode = self._inodes.setdefault(row.ino, Inode())
         session = self._sessions.get(row.client)
-        if session is None:  # being fenced when we went down, or its session was forgotten: it cannot come back for it
+        if session is None and row.through:  # its kernel may still use the OSD's file: nobody may cache
+            session = self._sessions[row.client] = Session(row.client, self._now_s, live=False, connected=False, forget_s=self._now_s + LAPSED_S)
+        if session is None or not session.live:  # being fenced when we went down, or it had lapsed: it cannot come back for it
             inode.fencing += 1
             self._out.append(Fence(row.ino, row.client, row.epoch, bool(row.through)))
+            if session is not None:
+                self._holding(session, row.ino, inode).through = row.through
             return
         holding = self._holding(session, row.ino, inode)
         holding.level, holding.epoch, holding.through, holding.restored = WRITE, row.epoch, row.through, True
+        inode.unsized |= row.through == WRITE
 
     # --------------------------------------------------------------------------------------------------- coming and going
 
@@ -133,6 +139,7 @@ class Table(Queues):
             session = self._sessions[event.client] = Session(event.client, self._now_s + LEASE_S)
         self._expire(session)
         self._disconnect(session)
+        new = new or not session.live
         if session.condemned:
             self._out.append(NoSession(event.client))
             return
@@ -152,8 +159,12 @@ class Table(Queues):
         lost = []
         claimed = {claim.ino: claim for claim in claims}
         for ino in list(session.inos):
-            if not _agree(self._inodes[ino].holders[session.client], claimed.pop(ino, None)):
+            holding = self._inodes[ino].holders[session.client]
+            restored = holding.restored
+            if not _agree(holding, claimed.pop(ino, None)):
                 lost.append(ino)
+            self._inodes[ino].unsized |= restored and holding.level < WRITE  # maybe it wrote shared, maybe its last word was not kept
+            self._ask_size(ino, self._inodes[ino])
             self._settle(session, ino)
         for claim in claimed.values():
             inode = self._inodes.setdefault(claim.ino, Inode())
@@ -161,6 +172,7 @@ class Table(Queues):
             believed = believed and not any(holding.writes for holding in inode.holders.values())
             holding = self._holding(session, claim.ino, inode)
             holding.pin, holding.through = claim.pin, claim.through
+            inode.unsized |= claim.through == WRITE
             if believed:
                 holding.level, holding.shared = claim.level, claim.shared
             elif claim.level or claim.shared:
@@ -201,6 +213,7 @@ class Table(Queues):
             holding.pin = False
             if through:
                 holding.through = NONE
+            self._ask_size(ino, self._inodes[ino])
             self._settle(session, ino)
         if not session.inos:  # else somebody's kernel still has files: that must be remembered
             del self._sessions[session.client]

@@ -90,6 +90,8 @@ class Release(Event, frozen=True):
     pin: bool = False
     through: Level = Level.NONE
     """Not NONE: its kernel reads (READ) or writes (WRITE) the OSD's very file, whatever lease it has."""
+    unsure: bool = False
+    """It gave up writes that may still arrive at OSDs: it is fenced like one that was evicted."""
 
 
 class Forget(Event, frozen=True):
@@ -176,7 +178,7 @@ class SendRecall(Effect, frozen=True):
 
 
 class Opened(Effect, frozen=True):
-    """Answer Open; `new` clients' ids are made durable first. `lost`: claimed, but given to others meanwhile."""
+    """Answer Open; a `new` client's id is made durable first (also of one that had lapsed). `lost`: claimed, but given to others meanwhile."""
 
     client: str
     new: bool
@@ -190,13 +192,16 @@ class Renewed(Effect, frozen=True):
 
 
 class Lapsed(Effect, frozen=True):
-    """The client's session has expired: its locks go to others now. Its leases go one by one, when somebody wants them."""
+    """The client's session has expired: its locks go to others now. Its leases go one by one, when somebody wants them.
+
+    Its durable id goes before anything that follows is done: after a restart it must not be believed when it claims what others got.
+    """
 
     client: str
 
 
 class Forgotten(Effect, frozen=True):
-    """Nothing is left of this session: its durable id may go."""
+    """Nothing is left of this session."""
 
     client: str
 
@@ -204,7 +209,8 @@ class Forgotten(Effect, frozen=True):
 class Fence(Effect, frozen=True):
     """Evicted writer: make an epoch larger than `epoch` durable, fence the file at its OSDs with it, store the true size, say Fenced.
 
-    Operations on the inode wait until then. It is the driver's to try until it succeeds.
+    Operations on the inode wait until then. It is the driver's to try until it succeeds. `client` "": nobody is evicted, but files were
+    written without a lease, and only the OSDs know the size.
     """
 
     ino: int

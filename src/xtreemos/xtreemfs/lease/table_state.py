@@ -54,11 +54,13 @@ class Inode:
     fencing: int = 0
     """Fences asked for and not answered."""
     orphan: bool = False
+    unsized: bool = False
+    """Somebody wrote without a lease: only the OSDs know how long it is."""
 
     @property
     def idle(self) -> bool:
         """Whether nothing is kept that has to be remembered."""
-        return not (self.holders or self.queue or self.fencing or self.orphan)
+        return not (self.holders or self.queue or self.fencing or self.orphan or self.unsized)
 
 
 @dataclass(slots=True, eq=False)
@@ -112,9 +114,10 @@ def conflict(one: How, other: How) -> bool:
     return one != other or one == How.ALONE
 
 
-def covered(holding: Holding | None, how: How) -> bool:
+def covered(inode: Inode, client: str, how: How) -> bool:
     """Tell whether the asker's own lease already excludes everything that the need excludes."""
-    if holding is None or how == How.NAMES or holding.restored:
+    holding = inode.holders.get(client)
+    if holding is None or how == How.NAMES or holding.restored or inode.fencing:
         return False
     return holding.level == WRITE or (holding.level == READ and how == How.READ)
 
@@ -128,7 +131,7 @@ def is_shared(inode: Inode, client: str, how: How) -> bool:
     if others == WRITE or (others and how == How.ALONE):
         return True
     anybody = others or any(holding.through for holding in inode.holders.values())
-    return bool(anybody) and any(holding.shared == WRITE for name, holding in inode.holders.items() if name != client)
+    return bool(anybody) and any(holding.shared == WRITE for holding in inode.holders.values())
 
 
 def in_the_way(inode: Inode, op: Op, need: Need, shared: bool) -> Iterator[tuple[str, Holding, Level]]:
@@ -141,8 +144,9 @@ def in_the_way(inode: Inode, op: Op, need: Need, shared: bool) -> Iterator[tuple
     stays = READ if need.how == How.READ and not shared else NONE
     for client, holding in inode.holders.items():
         if client == op.client:
-            continue
-        if holding.level > stays:
+            if holding.shared == WRITE and not shared:  # before it has a lease, what it writes without one must be over
+                yield client, holding, NONE
+        elif holding.level > stays:
             yield client, holding, stays
         elif holding.shared and not shared and (need.how == How.ALONE or holding.shared == WRITE):
             yield client, holding, NONE
@@ -154,7 +158,7 @@ def blocked(inode: Inode, op: Op, need: Need) -> bool:
         if other.turn >= op.turn:
             return False
         if conflict(other.needs[need.ino].how, need.how):
-            return not covered(inode.holders.get(op.client), need.how)
+            return not covered(inode, op.client, need.how)
     return False
 
 
