@@ -166,7 +166,13 @@ class Draw:
         if kind == "append" and size + length > top:
             kind = "truncate"
         if kind == "truncate":
-            return Op(kind, client, file, 0, chance.choice((0, size // 2, chance.randrange(top), chance.randrange(top), min(top, size + length))))
+            return Op(
+                kind,
+                client,
+                file,
+                0,
+                chance.choice((0, size // 2, chance.randrange(top), chance.randrange(top), min(top, size + length))),
+            )
         if kind in {"collapse", "insert"}:
             return self._moved(kind, client, file, size)
         if kind in {"mapread", "mapwrite", "copy", "sendfile"}:
@@ -185,11 +191,15 @@ class Draw:
 
     def _length(self) -> int:
         chance, most = self._random, self._setting.op_bytes_max
-        return chance.choice((1, chance.randint(1, 100), chance.randint(1, 8192), 4096, chance.randint(1, most), chance.randint(1, most)))
+        return chance.choice(
+            (1, chance.randint(1, 100), chance.randint(1, 8192), 4096, chance.randint(1, most), chance.randint(1, most))
+        )
 
     def _offset(self, size: int) -> int:
         chance = self._random
-        return chance.choice((size, chance.randrange(size + 1), chance.randrange(self._setting.file_bytes_max), chance.randrange(size + 1) & ~4095))
+        return chance.choice(
+            (size, chance.randrange(size + 1), chance.randrange(self._setting.file_bytes_max), chance.randrange(size + 1) & ~4095)
+        )
 
     def _moved(self, kind: str, client: int, file: int, size: int) -> Op:
         """Whole blocks that lie inside the file, at least one byte before its end."""

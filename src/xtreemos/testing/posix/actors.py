@@ -7,6 +7,7 @@ replaced. Requests and answers are MessagePack behind a length, over a socket pa
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import select
 import signal
@@ -68,6 +69,7 @@ class Actor:
         if self.pid == 0:
             try:
                 libc.die_with_parent()
+                faulthandler.disable()  # of SIGBUS the worker tells, in one line
                 self._channel.close()
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 process.leave()

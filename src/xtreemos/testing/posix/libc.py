@@ -50,10 +50,12 @@ def _checked(result: int, *names: str) -> int:
 
 
 def linkat(source_fd: int, source: str, target_fd: int, target: str, flags: int) -> None:
+    """The system call of that name."""
     _checked(_libc.linkat(source_fd, os.fsencode(source), target_fd, os.fsencode(target), flags), source)
 
 
 def renameat2(source_fd: int, source: str, target_fd: int, target: str, flags: int) -> None:
+    """The system call of that name."""
     _checked(_libc.syscall(SYS_RENAMEAT2, source_fd, os.fsencode(source), target_fd, os.fsencode(target), flags), source)
 
 
@@ -67,10 +69,12 @@ def utimensat(dir_fd: int, path: str | None, times: tuple[int, int, int, int] | 
 
 
 def faccessat2(dir_fd: int, path: str, mode: int, flags: int) -> None:
+    """The system call of that name, by the system call: the C library emulates it in part."""
     _checked(_libc.syscall(SYS_FACCESSAT2, dir_fd, os.fsencode(path), mode, flags), path)
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """The system call of that name, with Linux' modes."""
     _checked(_libc.fallocate(fd, mode, offset, length))
 
 
@@ -85,13 +89,10 @@ def birth_time_ns(path: str) -> int | None:
 
 
 def mount(source: str, target: str, kind: str | None, flags: int) -> None:
+    """The system call of that name without data."""
     _checked(
         _libc.mount(source.encode(), os.fsencode(target), kind.encode() if kind else None, ctypes.c_ulong(flags), None), target
     )
-
-
-def umount_lazily(target: str) -> None:
-    _checked(_libc.umount2(os.fsencode(target), 2), target)
 
 
 def own_mount_namespace() -> None:
@@ -101,6 +102,7 @@ def own_mount_namespace() -> None:
 
 
 def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent thread ends."""
     _checked(_libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0))
 
 

@@ -73,6 +73,7 @@ def facts(uid_base: int = UID_BASE_DEFAULT, *, protected_hardlinks: bool = True)
 
 
 def names_of(numbers: Iterable[int]) -> str:
+    """Names of errnos, joined by `|`."""
     return "|".join(errno.errorcode.get(number, str(number)) for number in numbers)
 
 
@@ -185,6 +186,7 @@ Want = Succeeds | Fails | Gives | Has | Like | Moved | Meets
 
 
 def shown(key: str, value: object) -> str:
+    """An entry for a message: modes in octal."""
     return f"{value:#06o}" if key == "mode" and isinstance(value, int) else repr(value)
 
 
@@ -268,6 +270,7 @@ def attrs(path: str, **entries: object) -> Step:
 
 
 def absent(path: str) -> Step:
+    """There is nothing at `path`."""
     return Step("lstat", (path,), ROOT, Fails((errno.ENOENT,)))
 
 
@@ -302,6 +305,7 @@ Group = Step | Iterable["Group"]
 
 
 def flat(steps: Iterable[Group]) -> Iterator[Step]:
+    """The steps of groups, in order."""
     for step in steps:
         if isinstance(step, Step):
             yield step

@@ -63,6 +63,7 @@ def summary(verdicts: Sequence[Verdict], seconds: float) -> Iterator[str]:
 
 
 def failures(verdicts: Iterable[Verdict], *, trace: bool) -> Iterator[str]:
+    """A line for each failed case, and with `trace` its steps."""
     for one in verdicts:
         if one.state == FAILED:
             yield f"FAILED {one.result.id}: {one.result.problem}"

@@ -21,6 +21,7 @@ def host_facts(uid_base: int = UID_BASE_DEFAULT) -> Facts:
 
 
 def tables_of() -> list[str]:
+    """Names of the modules below `tables` that hold cases."""
     return sorted(info.name for info in pkgutil.iter_modules(tables.__path__) if info.name not in SHARED)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from errno import EACCES, EINVAL, ENODATA, EOPNOTSUPP, EPERM, EROFS
 
 from xtreemos.testing.posix.model import (
@@ -16,6 +17,7 @@ from xtreemos.testing.posix.model import (
     USERS,
     Case,
     Facts,
+    Step,
     attrs,
     case,
     do,
@@ -33,6 +35,7 @@ GROUPS_OF = {OWNER: {"team", "extra"}, PEER: {"team"}, MEMBER: {"members", "team
 
 
 def rwx(bits: int) -> str:
+    """Bits as `r-x`."""
     return "".join(sign if bits & bit else "-" for bit, sign in ((4, "r"), (2, "w"), (1, "x")))
 
 
@@ -203,11 +206,11 @@ def _inherited(acl: str, mode: int) -> tuple[str, int]:
 
 
 def _inheritance() -> Iterator[Case]:
-    makers = {
-        "file": lambda mode: ("open", "d/n", os.O_CREAT | os.O_WRONLY, mode),
-        "dir": lambda mode: ("mkdir", "d/n", mode),
-        "fifo": lambda mode: ("mkfifo", "d/n", mode),
-        "socket": lambda mode: ("mknod", "d/n", "socket", mode),
+    makers: dict[str, Callable[[int], Step]] = {
+        "file": lambda mode: do("open", "d/n", os.O_CREAT | os.O_WRONLY, mode),
+        "dir": lambda mode: do("mkdir", "d/n", mode),
+        "fifo": lambda mode: do("mkfifo", "d/n", mode),
+        "socket": lambda mode: do("mknod", "d/n", "socket", mode),
     }
     for kind, maker in makers.items():
         for number, acl in enumerate(DEFAULTS):
@@ -225,7 +228,7 @@ def _inheritance() -> Iterator[Case]:
                         folder("d", 0o777),
                         do("setacl", "d", "default", acl),
                         do("umask", mask),
-                        do(*maker(mode)),
+                        maker(mode),
                         attrs("d/n", mode=out_mode, kind=kind),
                         shown,
                         below,
@@ -281,11 +284,13 @@ def _inheritance() -> Iterator[Case]:
         )
 
 
+def entry(tag: int, bits: int, number: int = 0xFFFFFFFF) -> bytes:
+    """One entry of a list in the kernel's form."""
+    return struct.pack("<HHI", tag, bits, number)
+
+
 def _bad() -> Iterator[Case]:
     head = (2).to_bytes(4, "little")
-    entry = lambda tag, bits, number=0xFFFFFFFF: (
-        tag.to_bytes(2, "little") + bits.to_bytes(2, "little") + number.to_bytes(4, "little")
-    )  # used right below
     u, g, o, m = entry(1, 7), entry(4, 5), entry(0x20, 0), entry(0x10, 7)
     bad = {
         "version": (3).to_bytes(4, "little") + u + g + o, "short": head + u + g + o[:-1], "no-owner": head + g + o, "no-group": head + u + o, "no-other": head + u + g, "two-owners": head + u + u + g + o,

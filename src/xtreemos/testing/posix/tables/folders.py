@@ -30,7 +30,7 @@ from xtreemos.testing.posix.model import (
     moved,
     tries,
 )  # fmt: skip
-from xtreemos.testing.posix.tables.kit import content, folder, octal
+from xtreemos.testing.posix.tables.kit import content, folder, octal, open_file
 
 OPENS = {"read": os.O_RDONLY | os.O_DIRECTORY, "path": os.O_PATH | os.O_DIRECTORY}
 
@@ -163,14 +163,13 @@ def _path_descriptors() -> Iterator[Case]:
 
 def _nameless() -> Iterator[Case]:
     flags = os.O_TMPFILE | os.O_RDWR
-    stat = lambda **entries: Step("fstat", ("@f",), OWNER, Has(entries))  # noqa: E731  # read in the cases below
     for mode in (0o000, 0o600, 0o644, 0o666, 0o777):
         for mask in (0, 0o022, 0o077):
             yield case(
                 f"tmpfile/mode/{octal(mode)}-{octal(mask)}",
                 do("umask", mask),
                 do("open", ".", flags, mode, keep="f"),
-                stat(kind="file", mode=mode & ~mask, nlink=0, size=0, user=OWNER),
+                open_file(kind="file", mode=mode & ~mask, nlink=0, size=0, user=OWNER),
                 listing("."),
             )
     yield case(
@@ -178,7 +177,7 @@ def _nameless() -> Iterator[Case]:
         do("open", ".", flags, 0o600, keep="f"),
         gives(3, "write", "@f", b"abc"),
         gives(b"abc", "pread", "@f", 9, 0),
-        stat(size=3),
+        open_file(size=3),
     )
     yield case(
         "tmpfile/gets-a-name",
@@ -227,7 +226,7 @@ def _nameless() -> Iterator[Case]:
         "tmpfile/group-of-a-setgid-folder",
         folder("d", 0o2777, group="elsewhere"),
         do("open", "d", flags, 0o600, keep="f"),
-        stat(group="elsewhere"),
+        open_file(group="elsewhere"),
     )
     yield case(
         "tmpfile/two-are-two",

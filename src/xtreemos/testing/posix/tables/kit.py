@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from errno import EACCES, EPERM
 
-from xtreemos.testing.posix.model import OWNER, ROOT, Step, attrs, do, gives
+from xtreemos.testing.posix.model import OWNER, ROOT, Has, Step, attrs, do, gives
 
 FOREVER_AGO = (1_000_000_000, 123_456_789, 1_100_000_000, 987_654_321)
 
@@ -29,18 +29,22 @@ def rights(mode: int, who: str, *, user: str = OWNER, group: str = "team") -> in
 
 
 def denied(allowed: bool) -> int:
+    """EACCES unless allowed, as `tries` wants it."""
     return 0 if allowed else EACCES
 
 
 def forbidden(allowed: bool) -> int:
+    """EPERM unless allowed."""
     return 0 if allowed else EPERM
 
 
 def octal(mode: int) -> str:
+    """A mode as people write it."""
     return f"{mode:04o}"
 
 
 def folder(path: str, mode: int = 0o755, *, user: str = OWNER, group: str = "team") -> Step:
+    """Set-up by root: a folder of owner and team."""
     return Step("make", ("dir", path, mode, user, group), ROOT)
 
 
@@ -55,4 +59,10 @@ def opened(flags: int = RW, data: bytes = b"") -> tuple[Step, ...]:
 
 
 def ends(data: bytes) -> tuple[Step, ...]:
+    """`n` holds this, and is as long."""
     return (gives(data, "slurp", "n"), attrs("n", size=len(data)))
+
+
+def open_file(**entries: object) -> Step:
+    """What is open as `f` has these attributes."""
+    return Step("fstat", ("@f",), OWNER, Has(entries))

@@ -38,6 +38,7 @@ def begin(call: str, *args: object, actor: str = "b") -> tuple[Step, ...]:
 
 
 def end(call: str, want: Want = Succeeds(), actor: str = "b") -> Step:  # noqa: B008  # frozen
+    """The end of a call that `begin` began."""
     return Step(call, (), OWNER, want, actor=actor, phase="end")
 
 
@@ -249,10 +250,10 @@ def _endings() -> Iterator[Case]:
 def _bsd() -> Iterator[Case]:
     shared, exclusive, free, now = fcntl.LOCK_SH, fcntl.LOCK_EX, fcntl.LOCK_UN, fcntl.LOCK_NB
     names = {shared: "shared", exclusive: "exclusive"}
-    for first in names:
-        for second in names:
+    for first, one in names.items():
+        for second, two in names.items():
             clash = exclusive in {first, second}
-            word = f"{names[first]}-{names[second]}"
+            word = f"{one}-{two}"
             held = do("flock", "@f", first, actor="a")
             step = (
                 fails(EWOULDBLOCK, "flock", "@f", second | now, actor="b") if clash else do("flock", "@f", second | now, actor="b")

@@ -59,6 +59,7 @@ LONG = {name: use for name, use in ALL.items() if name not in SHORT}
 
 
 def act(use: Use, path: str, error: int | tuple[int, ...] = 0, who: str = OWNER) -> Step:
+    """Make a call of this module's dictionaries on a path."""
     call, args = use(path)
     return fails(error, call, *args, who=who) if error else do(call, *args, who=who)
 

@@ -15,8 +15,6 @@ from xtreemos.testing.posix.model import (
     USERS,
     Case,
     Facts,
-    Has,
-    Step,
     absent,
     attrs,
     case,
@@ -29,10 +27,11 @@ from xtreemos.testing.posix.model import (
     moved,
     tries,
 )  # fmt: skip
-from xtreemos.testing.posix.tables.kit import folder, octal
+from xtreemos.testing.posix.tables.kit import folder, octal, open_file
 
 
 def remover(kind: str) -> str:
+    """The call that removes such a thing."""
     return "rmdir" if kind == "dir" else "unlink"
 
 
@@ -145,11 +144,10 @@ def _sticky() -> Iterator[Case]:
 
 
 def _open_files() -> Iterator[Case]:
-    stat = lambda **entries: Step("fstat", ("@f",), OWNER, Has(entries))  # noqa: E731  # read in the cases below
     yield case(
-        "unlink/open-file-lives-on", do("spew", "n", b"abc"), do("open", "n", os.O_RDWR, keep="f"), do("unlink", "n"), absent("n"), stat(nlink=0, size=3),
-        gives(b"abc", "read", "@f", 10), do("pwrite", "@f", b"defg", 3), stat(nlink=0, size=7), gives(b"abcdefg", "pread", "@f", 10, 0),
-        do("ftruncate", "@f", 2), stat(size=2), gives(b"ab", "pread", "@f", 10, 0), do("chmod", "@f", 0o600), stat(mode=0o600), do("fsync", "@f"),
+        "unlink/open-file-lives-on", do("spew", "n", b"abc"), do("open", "n", os.O_RDWR, keep="f"), do("unlink", "n"), absent("n"), open_file(nlink=0, size=3),
+        gives(b"abc", "read", "@f", 10), do("pwrite", "@f", b"defg", 3), open_file(nlink=0, size=7), gives(b"abcdefg", "pread", "@f", 10, 0),
+        do("ftruncate", "@f", 2), open_file(size=2), gives(b"ab", "pread", "@f", 10, 0), do("chmod", "@f", 0o600), open_file(mode=0o600), do("fsync", "@f"),
     )  # fmt: skip
     yield case(
         "unlink/open-file-with-another-name",
@@ -157,18 +155,18 @@ def _open_files() -> Iterator[Case]:
         do("link", "n", "m"),
         do("open", "n", os.O_RDWR, keep="f"),
         do("unlink", "n"),
-        stat(nlink=1),
+        open_file(nlink=1),
     )
     yield case("unlink/new-file-of-that-name-is-another", do("spew", "n", b"old"), do("open", "n", os.O_RDWR, keep="f"), do("unlink", "n"), do("spew", "n", b"newer"),
-               gives(b"old", "read", "@f", 10), gives(b"newer", "slurp", "n"), stat(nlink=0, size=3))  # fmt: skip
+               gives(b"old", "read", "@f", 10), gives(b"newer", "slurp", "n"), open_file(nlink=0, size=3))  # fmt: skip
     yield case("rename/replaced-open-file-lives-on", do("spew", "n", b"old"), do("spew", "m", b"newer"), do("open", "n", os.O_RDWR, keep="f"), do("rename", "m", "n"),
-               gives(b"old", "read", "@f", 10), stat(nlink=0), gives(b"newer", "slurp", "n"))  # fmt: skip
+               gives(b"old", "read", "@f", 10), open_file(nlink=0), gives(b"newer", "slurp", "n"))  # fmt: skip
     yield case(
         "rmdir/open-folder-lives-on",
         folder("d"),
         do("open", "d", os.O_RDONLY | os.O_DIRECTORY, keep="f"),
         do("rmdir", "d"),
-        stat(nlink=0),
+        open_file(nlink=0),
         gives([], "names", "@f"),
     )
     yield case("rmdir/nothing-is-made-in-a-removed-folder", folder("d"), do("open", "d", os.O_RDONLY | os.O_DIRECTORY, keep="f"), do("rmdir", "d"),

@@ -49,9 +49,8 @@ def _pairs() -> Iterator[Case]:
             error = _pair_error(source, target) if target else 0
             for across in (False, True):
                 new = "e/b" if across else "a2"
-                setup: list[Group] = [folder("e"), has(source, "a"), do("lstat", "a", keep="a")] + (
-                    [has(target, new)] if target else []
-                )
+                setup: list[Group] = [folder("e"), has(source, "a"), do("lstat", "a", keep="a")]
+                setup += [has(target, new)] if target else []
                 after: list[Group] = (
                     [absent("a"), like(new, "a", "ino", "kind", "mode", "user", "group")]
                     if not error
@@ -59,7 +58,7 @@ def _pairs() -> Iterator[Case]:
                 )
                 where = "across" if across else "beside"
                 yield case(f"rename/kinds/{source}-{target or 'nothing'}/{where}", *setup, tries(error, "rename", "a", new), *after)
-                times = [
+                times: list[Group] = [
                     mark("a", "e"),
                     tries(error, "rename", "a", new),
                     moved(new if not error else "a", "c" if not error else "", since="a"),
