@@ -24,14 +24,15 @@ ROOT = Path(__file__).resolve().parent.parent
 MIB = 1 << 20
 BLOCK = 4096
 FILE_BYTES = 256 * MIB
+CPU_ROW = "server CPU per stat, us"
 
 
 @contextlib.contextmanager
-def served(*arguments: str, cpu: int | None) -> Iterator[Path]:
+def served(*arguments: str, cpu: int | None) -> Iterator[ServerProcess]:
     with tempfile.TemporaryDirectory(prefix="fuse-bench-") as folder, ServerProcess(Path(folder), *arguments) as server:
         if cpu is not None:
             os.sched_setaffinity(server.process.pid, {cpu})
-        yield server.path
+        yield server
 
 
 def rate(action: Callable[[], object], seconds: float) -> float:
@@ -132,6 +133,18 @@ MEASURES: dict[str, Callable[[Path, float], float]] = {
 }
 
 
+def cpu_per_stat_us(folder: Path, seconds: float, pid: int) -> float:
+    """Return the server's CPU time for one stat: hardly depends on what else the machine does."""
+
+    def used_s() -> float:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    before = used_s()
+    done = stats(folder, seconds) * seconds
+    return (used_s() - before) / done * 1e6
+
+
 def measure(folder: Path, seconds: float, rounds: int) -> dict[str, float]:
     return {name: statistics.median(run(folder, seconds) for _ in range(rounds)) for name, run in MEASURES.items()}
 
@@ -154,15 +167,16 @@ def main() -> int:
             "passthrough": ["--passthrough", lower, "--options", '{"passthrough": true}'],
         }
         for title, words in variants.items():
-            with served(*words, cpu=cpu) as folder:
-                columns[title] = measure(folder, arguments.seconds, arguments.rounds)
+            with served(*words, cpu=cpu) as server:
+                columns[title] = measure(server.path, arguments.seconds, arguments.rounds)
+                columns[title][CPU_ROW] = cpu_per_stat_us(server.path, 2 * arguments.seconds, server.process.pid)
         columns["the folder below"] = measure(Path(lower), arguments.seconds, arguments.rounds)
     if arguments.json:
         print(json.dumps(columns))
         return 0
     print("| | " + " | ".join(columns) + " |\n|---" + "|---" * len(columns) + "|")
-    for name in MEASURES:
-        print(f"| {name} | " + " | ".join(f"{column[name]:,.0f}" for column in columns.values()) + " |")
+    for name in [*MEASURES, CPU_ROW]:
+        print(f"| {name} | " + " | ".join(f"{column[name]:,.0f}" if name in column else "-" for column in columns.values()) + " |")
     return 0
 
 
