@@ -378,7 +378,7 @@ class Grid:
     async def again(self, client: Client, **more: Any) -> Client:
         """The same session on a new connection."""
         other = Client(await rpc.connect_unix(self.folder / "mrc.sock"))
-        other.id, other.pin = client.id, client.pin
+        other.id, other.pin, other.stubborn = client.id, client.pin, client.stubborn
         self._clients.append(other)
         await other.open(**more)
         return other

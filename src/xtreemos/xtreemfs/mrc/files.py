@@ -66,7 +66,7 @@ class Files:
             link = state.cold(inode.ino).link if stat.S_ISLNK(inode.mode) else b""
             given = leases.glance(client, inode.ino, now)
             answer = p.Looked(core.grant(inode, given, named=named, link=link), None, int(held.level), held.cache)
-        return await core.leasing.ordered(answer)  # type: ignore[no-any-return]
+        return await core.leasing.ordered(answer, call)  # type: ignore[no-any-return]
 
     async def getattr(self, call: ServerCall) -> p.Grant:
         """Waits for a writer elsewhere to tell what it did, but for directories."""
@@ -76,7 +76,7 @@ class Files:
         inode = core.state.inode(m.ino)
         if inode.is_dir:
             given = core.leasing.table.glance(client, m.ino, core.leasing.now_s())
-            return await core.leasing.ordered(core.grant(inode, given))  # type: ignore[no-any-return]
+            return await core.leasing.ordered(core.grant(inode, given), call)  # type: ignore[no-any-return]
         node = core.node_of(call)
 
         def execute(allowed: Allowed) -> Plan:
@@ -111,7 +111,7 @@ class Files:
                 break
         end = page.end and len(entries) == len(page.rows)
         return await core.leasing.ordered(  # type: ignore[no-any-return]
-            p.Listing(tuple(entries), end, int(held.level), folder.parent, held.cache, folder.attr())
+            p.Listing(tuple(entries), end, int(held.level), folder.parent, held.cache, folder.attr()), call
         )
 
     def _listed(self, client: str, name: bytes, row: Name, now_s: float) -> p.ListedEntry:
@@ -127,13 +127,13 @@ class Files:
         """See `views.get_xattr`."""
         m = calls.message_of(call.params, p.GetXattr)
         value = views.get_xattr(self._core.state, self._core.cred(call, m.who, m.ino), m.ino, m.name)
-        return await self._core.leasing.ordered(value)  # type: ignore[no-any-return]
+        return await self._core.leasing.ordered(value, call)  # type: ignore[no-any-return]
 
     async def listxattr(self, call: ServerCall) -> list[bytes]:
         """See `views.list_xattrs`."""
         m = calls.message_of(call.params, p.ListXattr)
         names = views.list_xattrs(self._core.state, self._core.cred(call, m.who, m.ino), m.ino)
-        return await self._core.leasing.ordered(names)  # type: ignore[no-any-return]
+        return await self._core.leasing.ordered(names, call)  # type: ignore[no-any-return]
 
     async def statfs(self, call: ServerCall) -> p.StatFsAnswer:
         """The quota where there is one, else what the OSDs have."""
@@ -152,7 +152,7 @@ class Files:
             free, files_free = max(0, min(free, room.bytes)), max(0, min(files_free, room.files))
         if limit.files:
             files_total = limit.files
-        return await core.leasing.ordered(p.StatFsAnswer(total, free, files_total, files_free))  # type: ignore[no-any-return]
+        return await core.leasing.ordered(p.StatFsAnswer(total, free, files_total, files_free), call)  # type: ignore[no-any-return]
 
     # -- names -----------------------------------------------------------------------------------------------------------
 

@@ -49,8 +49,8 @@ class Hooks(Protocol):
     def fence(self, effect: table.Fence) -> None:
         """Fence a file whose writer was evicted, ask its size, then feed Fenced."""
 
-    def opened(self, client: str) -> None:
-        """A client that was not known opens its session: its id is made durable."""
+    def opened(self, client: str, *, new: bool) -> None:
+        """A client opens its session: a new one's id is made durable, an old one's locks are taken back before others get them."""
 
     def unused(self, ino: int) -> None:
         """Nobody has this inode any more, and it has no name."""
@@ -68,25 +68,76 @@ class Hooks(Protocol):
 class _Pending:
     """One answer that is waited for."""
 
-    __slots__ = ("done", "error", "execute", "finish", "future", "needs", "result")
+    __slots__ = ("box", "done", "error", "execute", "finish", "future", "given_up", "needs", "result")
 
-    def __init__(self) -> None:
+    def __init__(self, box: _Outbox | None) -> None:
+        self.box = box
         self.needs: Callable[[], tuple[Need, ...]] = tuple
         self.execute: Callable[[Allowed], Plan] | None = None
         self.finish: Callable[[tuple[Given, ...]], Any] | None = None
         self.done = False
+        self.given_up = False
         self.result: Any = None
         self.error: XosError | None = None
         self.future: asyncio.Future[None] | None = None
 
+    def leave(self) -> None:
+        """Its task goes on: to send it, or because it was cancelled."""
+        if not self.done:
+            self.given_up = True
+        elif self.box is not None:
+            self.box.sent()
 
-class _Client:
-    """The connection that a session has now."""
+
+class _Outbox:
+    """What goes out on one session's connection, in the order in which it was decided.
+
+    An answer is sent by its own task, a step of the loop after it is woken; until then (`busy`) nothing behind it may go.
+    """
 
     def __init__(self, call: ServerCall) -> None:
         self.call = call
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when another connection of the same session took over."""
+        self._queue: deque[_Pending | Recall] = deque()
+        self._busy = False
+        self._scheduled = False
+
+    def answer(self, pending: _Pending) -> None:
+        """It is decided. If its task has not waited yet it is running in this very step, and may send at once if nothing is before it."""
+        if pending.future is None and not self._queue and not self._busy:
+            pending.done = True
+            return
+        self._queue.append(pending)
+        self.soon()
+
+    def recall(self, recall: Recall) -> None:
+        """It is decided. Never sent in this very step, for an answer before it may be on its way out of it."""
+        self._queue.append(recall)
+        self.soon()
+
+    def soon(self) -> None:
+        """Send what may be sent, after this step."""
+        if not self._scheduled and self._queue:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._scheduled = False
+        while self._queue and not self._busy:
+            item = self._queue.popleft()
+            if isinstance(item, Recall):
+                self.call.send_event(item)
+            elif not item.given_up:
+                item.done = True
+                if item.future is not None and not item.future.done():  # else its task is being cancelled
+                    self._busy = True
+                    item.future.set_result(None)
+
+    def sent(self) -> None:
+        """The answer that was woken goes out in this step."""
+        self._busy = False
+        self.soon()
 
 
 def now_s() -> float:
@@ -107,9 +158,8 @@ class Leasing:
         self._pending: dict[int, _Pending] = {}
         self._renewals: dict[str, _Pending] = {}
         self._openings: dict[str, _Pending] = {}
-        self._clients: dict[str, _Client] = {}
+        self._boxes: dict[str, _Outbox] = {}
         self._by_peer: dict[Peer, str] = {}
-        self._late = 0
         self._epoch = self._epoch_end = epoch
         self._effects: deque[table.Effect] = deque()
         self._carrying_out = False
@@ -142,8 +192,7 @@ class Leasing:
             case table.NoSession(client, op):
                 self._no_session(client, op)
             case table.Opened(client, new, _lost):
-                if new:
-                    self._hooks.opened(client)
+                self._hooks.opened(client, new=new)
                 self._succeed(self._openings.pop(client, None), effect)
             case table.Renewed(client):
                 self._succeed(self._renewals.pop(client, None), None)
@@ -219,9 +268,11 @@ class Leasing:
             self.journal.then(lambda: self._deliver(pending))
 
     def _deliver(self, pending: _Pending) -> None:
+        if pending.box is not None:
+            pending.box.answer(pending)
+            return
         pending.done = True
         if pending.future is not None and not pending.future.done():
-            self._late += 1  # until its task has run, nothing may be sent at once
             pending.future.set_result(None)
 
     async def _wait(self, pending: _Pending) -> Any:
@@ -231,39 +282,24 @@ class Leasing:
             try:
                 await pending.future
             finally:
-                if pending.future.done() and not pending.future.cancelled():
-                    self._late -= 1
-        elif self._late:
-            self._late += 1
-            try:
-                await asyncio.sleep(0)  # behind those that were decided before
-            finally:
-                self._late -= 1
+                pending.leave()
         if pending.error is not None:
             raise pending.error
         return pending.result
 
-    async def ordered(self, result: Any) -> Any:
-        """Return `result` when everything that it may have seen is on the disk, in its turn."""
-        pending = _Pending()
+    async def ordered(self, result: Any, call: ServerCall | None = None) -> Any:
+        """Return `result` when everything that it may have seen is on the disk; for a call on a session's connection, in its turn."""
+        client = self._by_peer.get(call.peer) if call is not None else None
+        pending = _Pending(self._boxes.get(client) if client is not None else None)
         self._succeed(pending, result)
         return await self._wait(pending)
 
     def _send_recall(self, effect: table.SendRecall) -> None:
         self.recalls += 1
-        client = self._clients.get(effect.client)
-        if client is None:
-            return
-
-        def soon() -> None:
-            self._late += 1
-            asyncio.get_running_loop().call_soon(send)
-
-        def send() -> None:
-            self._late -= 1
-            client.call.send_event(Recall(effect.seq, effect.ino, int(effect.level), effect.names))
-
-        self.journal.then(soon)
+        box = self._boxes.get(effect.client)
+        if box is not None:
+            recall = Recall(effect.seq, effect.ino, int(effect.level), effect.names)
+            self.journal.then(lambda: box.recall(recall))
 
     # -- operations ------------------------------------------------------------------------------------------------------
 
@@ -273,7 +309,7 @@ class Leasing:
         Raises (from the awaitable):
             FsError: as `needs` or `execute`, or EAGAIN: too many wait. SessionOver. Cancelling gives up waiting; what was done stays.
         """
-        pending = _Pending()
+        pending = _Pending(self._boxes.get(client))
         pending.needs, pending.execute = needs, execute
         op = next(self._ops)
         try:
@@ -312,7 +348,7 @@ class Leasing:
 
     def client_count(self) -> int:
         """Return how many sessions have a connection."""
-        return len(self._clients)
+        return len(self._boxes)
 
     async def attach(self, call: ServerCall, client: str, held: tuple[Claim, ...]) -> tuple[asyncio.Future[None], table.Opened]:
         """Open a session (again) on a connection; the one that it had before ends.
@@ -320,35 +356,34 @@ class Leasing:
         Returns:
             (a future that is done when another connection takes over, what the table says). SessionOver: not now, try later.
         """
-        before = self._clients.pop(client, None)
+        before = self._boxes.pop(client, None)
         if before is not None:
             self._by_peer.pop(before.call.peer, None)
             if not before.ended.done():
                 before.ended.set_result(None)
-        current = _Client(call)
-        self._clients[client] = current
+        box = self._boxes[client] = _Outbox(call)
         self._by_peer[call.peer] = client
-        pending = self._openings[client] = _Pending()
+        pending = self._openings[client] = _Pending(box)
         self.feed(table.Open(client, held))
         try:
             opened = await self._wait(pending)
         except BaseException:
             self.detach(call, client)
             raise
-        return current.ended, opened
+        return box.ended, opened
 
     def detach(self, call: ServerCall, client: str) -> None:
         """The connection of a session is gone (unless another one has taken over)."""
-        current = self._clients.get(client)
+        current = self._boxes.get(client)
         if current is not None and current.call is call:
-            del self._clients[client]
+            del self._boxes[client]
             self._by_peer.pop(call.peer, None)
             self._openings.pop(client, None)
             self.feed(table.Cut(client))
 
     def renew(self, client: str) -> Awaitable[Any]:
         """Renew a session; SessionOver if it is over."""
-        pending = self._renewals[client] = _Pending()
+        pending = self._renewals[client] = _Pending(self._boxes.get(client))
         self.feed(table.Renew(client))
         return self._wait(pending)
 

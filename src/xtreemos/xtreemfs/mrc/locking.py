@@ -77,7 +77,7 @@ class Locking:
             else:
                 self.feed(locks.Cancel(request))
             raise
-        return await self._core.leasing.ordered(got)  # type: ignore[no-any-return]
+        return await self._core.leasing.ordered(got, call)  # type: ignore[no-any-return]
 
     def _give_back(self, client: str, row: p.LockRow) -> None:
         self.feed(locks.Unlock(client, row.ino, row.kind, row.owner, row.start, row.end))
@@ -86,10 +86,10 @@ class Locking:
         """Give back a range, or all of an owner."""
         m, client = self._core.opened(call, p.Unlock)
         self.feed(locks.Unlock(client, m.ino, m.kind, m.owner, m.start, m.end, m.all_of_owner))
-        await self._core.leasing.ordered(None)
+        await self._core.leasing.ordered(None, call)
 
     async def testlock(self, call: ServerCall) -> Any:
         """Who stands in the way, None if nobody."""
         m, client = self._core.opened(call, p.TestLock)
         self._check(call, m.row, m.who)
-        return await self._core.leasing.ordered(self.locks.blocker(client, m.row))
+        return await self._core.leasing.ordered(self.locks.blocker(client, m.row), call)

@@ -36,6 +36,8 @@ class Opening:
         self._reclaim = reclaim
         self.nodes: dict[str, str] = {row.client: row.node for row in core.state.sessions()}
         """Session -> node that opened it: no other may take it over."""
+        self._lock_rows: dict[str, tuple[p.LockRow, ...]] = {}
+        """Of sessions that are being opened: locks they say they have, then those of them that they have not."""
         self.ended: set[tuple[int, str]] = set()
         """(inode, client) that gave the right to write back; noted in the store now and then."""
 
@@ -64,13 +66,18 @@ class Opening:
         claims = tuple(
             Claim(row.ino, Level(row.level), row.epoch, row.pin, Level(row.through), Level(row.shared)) for row in m.held
         )
+        self._lock_rows[m.client] = m.locks
         ended, opened = await core.leasing.attach(call, m.client, claims)
         try:
-            lost_locks = self._reclaim(m.client, m.locks)
+            lost_locks = self._lock_rows.pop(m.client, ())
             call.send_event(p.Welcome(int(LEASE_S * 1000), opened.lost, lost_locks))
             await ended
         finally:
             core.leasing.detach(call, m.client)
+
+    def reclaim(self, client: str) -> None:
+        """The table has opened the session: its locks are taken back; of what it brought, those stay that are lost."""
+        self._lock_rows[client] = self._reclaim(client, self._lock_rows.get(client, ()))
 
     def _check_node(self, call: ServerCall, client: str, node: str) -> None:
         held = self.nodes.get(client, node)
@@ -98,13 +105,13 @@ class Opening:
         if m.client != client:
             raise FsError(errno.EINVAL, "that is not the session of this connection")
         self._core.leasing.feed(table.Close(client))
-        await self._core.leasing.ordered(None)
+        await self._core.leasing.ordered(None, call)
 
     async def act(self, call: ServerCall) -> p.Acting:
         """An actor for a ticket."""
         m = calls.message_of(call.params, p.Act)
         acting = self._core.actors.act(call.peer, self._core.node_of(call), m)
-        return await self._core.leasing.ordered(acting)  # type: ignore[no-any-return]
+        return await self._core.leasing.ordered(acting, call)  # type: ignore[no-any-return]
 
     # -- leases ----------------------------------------------------------------------------------------------------------
 
@@ -117,7 +124,7 @@ class Opening:
         rights = self._check_open(client, cred, inode, m)
         if inode.is_dir:
             given = core.leasing.table.glance(client, m.ino, core.leasing.now_s())
-            return await core.leasing.ordered(core.grant(inode, given))  # type: ignore[no-any-return]
+            return await core.leasing.ordered(core.grant(inode, given), call)  # type: ignore[no-any-return]
         alone = m.level >= Level.WRITE and inode.is_file
 
         def execute(allowed: Allowed) -> Plan:
@@ -187,7 +194,7 @@ class Opening:
         self._note_end(client, m.ino, wrote=writes)
         if m.level == Level.NONE and not m.pin and not m.through:
             core.disallow(client, m.ino)
-        await core.leasing.ordered(None)
+        await core.leasing.ordered(None, call)
         if refused is not None:
             raise refused
 
@@ -203,7 +210,7 @@ class Opening:
         """What a writer changed by itself; it keeps its lease (fsync)."""
         m, client = self._core.opened(call, p.Update)
         inode = self._apply(client, m)
-        return await self._core.leasing.ordered(inode.attr())
+        return await self._core.leasing.ordered(inode.attr(), call)
 
     def _apply(self, client: str, m: p.Update) -> Inode:
         """Refuses (ESTALE) who does not hold WRITE under that epoch."""
@@ -223,7 +230,7 @@ class Opening:
         for ino in m.inos:
             if not self._core.leasing.table.held(client, ino).level:
                 self._core.disallow(client, ino)
-        await self._core.leasing.ordered(None)
+        await self._core.leasing.ordered(None, call)
 
     def flush_ended(self) -> None:
         """Note in the store who writes no more (those that have not begun again)."""

@@ -196,7 +196,7 @@ class Server:
                 return await handler(call)
             except FsError:
                 if self.store.durable < self.store.seq:  # a refusal, too, may tell of what is not on the disk yet
-                    await self.leasing.ordered(None)
+                    await self.leasing.ordered(None, call)
                 raise
 
         return guarded

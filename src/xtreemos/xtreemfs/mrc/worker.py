@@ -64,9 +64,11 @@ class Worker:
 
     # -- hooks of the lease table ----------------------------------------------------------------------------------------
 
-    def opened(self, client: str) -> None:
+    def opened(self, client: str, *, new: bool) -> None:
         """See `Hooks`."""
-        self.core.execute(do.OpenSession(client, self.opening.nodes.get(client, ""), int(time.time())))
+        if new:
+            self.core.execute(do.OpenSession(client, self.opening.nodes.get(client, ""), int(time.time())))
+        self.opening.reclaim(client)
 
     def fence(self, effect: table.Fence) -> None:
         """See `Hooks`: a larger epoch is durable before any OSD hears it."""
