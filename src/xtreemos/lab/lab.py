@@ -6,6 +6,7 @@ Order within an operation: the record says less than there is, never more; whate
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from xtreemos.lab import groups, linux, netns, product, store
 from xtreemos.lab.enter import require_root
 from xtreemos.lab.launch import is_alive
 from xtreemos.lab.model import VO, Lab, LabError, Node, WrongState, hosts_file, next_node, plan, user_names
-from xtreemos.lab.node import Machine, power_on
+from xtreemos.lab.node import PLACES, Machine, power_on
 from xtreemos.lab.view import checkout
 
 Say = Callable[[str], None]
@@ -64,7 +65,17 @@ def down(name: str) -> str:
         _wait_reaped(pids)
         _unmount_below(store.lab_dir(name))
         store.remove(name)
+    if not store.names():
+        _remove_places()
     return f"lab {name} is gone"
+
+
+def _remove_places() -> None:
+    """After the last lab: remove the mount points that it made on the host, unless the machine uses them itself."""
+    for place in PLACES:
+        with contextlib.suppress(OSError):
+            if not os.path.ismount(place):
+                os.rmdir(place)
 
 
 def down_all() -> list[str]:

@@ -25,6 +25,8 @@ from xtreemos.lab.view import search_path, visible_trees
 
 _PERSISTENT = {"state": "/var/lib/xtreemos", "log": "/var/log/xtreemos", "home": "/home", "root": "/root"}
 _FRESH_TMPFS = {"/tmp": "mode=1777", "/var/tmp": "mode=1777", "/run": "mode=0755", "/dev/shm": "mode=1777"}  # noqa: S108
+PLACES = ("/xos",)
+"""Folders that a node's software makes on a machine's root. A lab's root is the host's, read-only, so these stand there while there is a lab."""
 _HIDDEN = ("/home", "/root", "/tmp", "/run", "/var/tmp", "/var/lib/xtreemos", "/var/log/xtreemos")  # noqa: S108
 
 
@@ -58,11 +60,13 @@ def build_root(machine: Machine) -> None:
     trees = {path: _path_handle(path) for path in visible_trees()}
     v1 = [tree for tree in groups.trees() if not tree.is_v2]
     machine_id = _machine_id(machine.folder)
+    for place in PLACES:
+        os.makedirs(place, exist_ok=True)
     linux.mount("", "/", "", flags=linux.MS_REC | linux.MS_PRIVATE)
     linux.set_read_only("/", recursive=True)
     _mount_kernel_trees()
     _mount_overlays(("/etc", "/var"))
-    for target, options in _FRESH_TMPFS.items():
+    for target, options in {**_FRESH_TMPFS, **dict.fromkeys(PLACES, "mode=0755")}.items():
         linux.mount("tmpfs", target, "tmpfs", flags=linux.MS_NOSUID | linux.MS_NODEV, data=options)
     for target, handle in own.items():
         Path(target).mkdir(parents=True, exist_ok=True)

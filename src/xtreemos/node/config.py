@@ -27,7 +27,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     network: str = "outgoing"
     site: str = ""
     """Where the machine stands, in the owner's word, for policies that are the same on many machines."""
-    files: Literal["grid", "local"] = "local"
+    files: Literal["grid", "local"] = "grid"
     """grid: homes and volumes of XtreemFS; local: homes are folders of this node alone."""
     storage_bytes: int = -1
     """What the owner gives to the VOs' files, each VO; 0 nothing, -1 as the OSD sees fit (half of what is free)."""

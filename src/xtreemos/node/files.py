@@ -52,21 +52,22 @@ def services(paths: NodePaths, config: NodeConfig, env: dict[str, str]) -> list[
         return rows
     for index, vo in enumerate(config.vos):
         folder, run = paths.private / "fs" / vo, paths.run / "fs" / vo
-        common = ["--vo", vo, "--node", config.name, "--xosd", str(paths.admin_socket)]
+        common = ["--vo", vo, "--node", config.name, "--directory", str(paths.admin_socket)]
         common += ["--credential", str(paths.private / "vo" / vo)]
 
-        def row(name: str, module: str, *words: str, vo: str = vo, run: Path = run, common: list[str] = common) -> dict[str, Any]:
-            argv = [sys.executable, "-m", f"xtreemos.xtreemfs.{module}", *common, "--socket", str(run / f"{name}.sock"), *words]
+        def row(name: str, module: str, *words: str, vo: str = vo, common: list[str] = common) -> dict[str, Any]:
+            argv = [sys.executable, "-m", f"xtreemos.xtreemfs.{module}", *words, *common]
             return {"name": f"{name}.{vo}", "argv": argv, "env": env}
 
         if config.core:
             listen = f"{config.address}:{MRC_PORT + PORTS * index}"
-            rows.append(row("mrc", "mrc", "--folder", str(folder / "mrc"), "--listen", listen))
+            rows.append(row("mrc", "mrc", "--folder", str(folder / "mrc"), "--socket", str(run / "mrc.sock"), "--listen", listen))
         if config.storage_bytes:
             listen = f"{config.address}:{OSD_PORT + PORTS * index}"
-            limit = ["--limit-bytes", str(config.storage_bytes)] if config.storage_bytes > 0 else []
-            rows.append(row("osd", "osd", "--disk", str(folder / "osd"), "--listen", listen, *limit))
-        rows.append(row("mount", "client", "--mountpoint", f"/xos/{vo}", "--state", str(run / "state")))
+            words = ["--socket", str(run / "osd.sock"), "--listen", listen, "--limit-bytes", str(max(0, config.storage_bytes))]
+            rows.append(row("osd", "osd", "--disk", str(folder / "osd"), *words))
+        words = ["--control", str(run / "mount.sock"), "--users", str(run / "users.sock"), "--snapshot", str(paths.snapshot)]
+        rows.append(row("mount", "client", f"/xos/{vo}", *words, "--tickets", str(run / "tickets")))
     return rows
 
 

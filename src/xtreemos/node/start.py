@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -106,14 +107,17 @@ _NOTHING = Gives()
 
 def set_files(paths: NodePaths, files: Literal["grid", "local"] | None, storage_bytes: int | None) -> None:
     """Write the owner's decision; `up` carries it out."""
-    save_node(paths, _with_gives(load_node(paths), Gives(files, storage_bytes)))
+    save_node(paths, _with_gives(paths, load_node(paths), Gives(files, storage_bytes)))
 
 
-def _with_gives(config: NodeConfig, gives: Gives) -> NodeConfig:
+def _with_gives(paths: NodePaths, config: NodeConfig, gives: Gives) -> NodeConfig:
     if gives.files is not None:
         config = msgspec.structs.replace(config, files=gives.files)
     if gives.storage_bytes is not None:
         config = msgspec.structs.replace(config, storage_bytes=gives.storage_bytes)
+    if config.storage_bytes < 0:  # said once: a limit that follows what is free would start the OSD anew each time
+        free = shutil.disk_usage(paths.private).free
+        config = msgspec.structs.replace(config, storage_bytes=free // 2)
     return config
 
 
@@ -134,8 +138,11 @@ def services(paths: NodePaths, config: NodeConfig) -> list[dict[str, Any]]:
 def refresh_services(paths: NodePaths, config: NodeConfig) -> None:
     """Write the supervisor's list anew and let it read it: what runs and stays is left alone."""
     for vo in config.vos:
-        (paths.run / "fs" / vo).mkdir(parents=True, exist_ok=True, mode=0o700)
-        (paths.private / "fs" / vo).mkdir(parents=True, exist_ok=True, mode=0o700)
+        (paths.run / "fs" / vo).mkdir(parents=True, exist_ok=True)  # its sockets but users.sock are root's
+        for kind in ("mrc", "osd"):
+            (paths.private / "fs" / vo / kind).mkdir(parents=True, exist_ok=True, mode=0o700)
+        if config.files == "grid":
+            Path("/xos", vo).mkdir(parents=True, exist_ok=True)
     write_atomically(paths.services, json.dumps(services(paths, config), indent=1).encode())
     running = supervisor_pid(paths)
     if running:
@@ -254,16 +261,17 @@ def join(paths: NodePaths, text: str, *, name: str, address: str, core: bool, gi
             raise UsageError(f"this machine is node {config.name} already", "leave the name away")
     else:
         config = NodeConfig(name=name, address=address, created_at=time.time())
-    asyncio.run(_join(paths, token, _with_gives(config, gives), core))
+    asyncio.run(_join(paths, token, config, gives, core))
     status = up(paths)
     asyncio.run(_tell_joined(paths, token.vo))
     return {**status, "joined": token.vo}
 
 
-async def _join(paths: NodePaths, token: Token, config: NodeConfig, core: bool) -> None:
+async def _join(paths: NodePaths, token: Token, config: NodeConfig, gives: Gives, core: bool) -> None:
     trust, _answer = await fetch_trust(token)
     client = CdaClient(trust, list(token.endpoints))
     paths.private.mkdir(parents=True, exist_ok=True, mode=0o700)
+    config = _with_gives(paths, config, gives)
     owner = owner_key(paths)
     issued, answer = await client.join(
         token, node=config.name, addresses=[config.address], consent=lambda agreed: sign_consent(agreed, owner), core=core, extra={}

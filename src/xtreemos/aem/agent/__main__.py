@@ -33,7 +33,7 @@ from xtreemos.fabric import rpc, subjects
 from xtreemos.fabric.connection import Fabric
 from xtreemos.fabric.rpc import ServerCall
 from xtreemos.foundation.keyring import KeyringFailed, possess_user_keyring
-from xtreemos.foundation.paths import agent_dir
+from xtreemos.foundation.paths import RPC_PORT, agent_dir
 from xtreemos.vo.client import client_for
 from xtreemos.vo.grid import load_grid
 
@@ -77,6 +77,7 @@ class Agent:
         self.session.keep()
         self._spawn(self.session.renew_for_ever(), "renew")
         if self.local.name:  # the home is mounted here before the first command
+            self.pool.know(self.local.name, "127.0.0.1", RPC_PORT)
             self.home_problem = await self._mount_home(self.local.name)
         self._spawn(self.pool.warm(), "warm")
 

@@ -120,6 +120,10 @@ class NodePool:
             return known[1]
         return await asyncio.shield(self._refresh(query))
 
+    def know(self, node: str, address: str, port: int) -> None:
+        """Take a node's address as known without asking (this machine's own)."""
+        self._addresses.setdefault(node, Candidate(node, address, port))
+
     async def ask(self, where: str | None, wanted: int, wait_s: float) -> list[Candidate]:
         """Ask afresh for up to `wanted` nodes that match."""
         answers = await self._gather(where or "", wanted, wait_s)

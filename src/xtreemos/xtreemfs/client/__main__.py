@@ -20,6 +20,7 @@ from xtreemos.vo.x509 import vo_dns
 from xtreemos.xtreemfs.client.actors import Identities, PlainIdentities
 from xtreemos.xtreemfs.client.client import Client
 from xtreemos.xtreemfs.client.control import Control
+from xtreemos.xtreemfs.client.desk import Desk
 from xtreemos.xtreemfs.client.operations import Operations
 from xtreemos.xtreemfs.client.osds import Dialer
 from xtreemos.xtreemfs.credential import CredentialFolder
@@ -30,6 +31,7 @@ from xtreemos.xtreemfs.fuse.mounting import Mount, mount
 from xtreemos.xtreemfs.fuse.options import MountOptions
 from xtreemos.xtreemfs.model import MrcRecord, OsdRecord
 from xtreemos.xtreemfs.nodedirectory import NodeDirectory
+from xtreemos.xtreemfs.nodeidentities import NodeIdentities, OwnerRoot
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--credential", type=Path, help="folder of the node's credential of the VO; without it servers are reached by Unix sockets"
     )
+    parser.add_argument("--snapshot", type=Path, help="the node's list of members (userdb.json); tells local uids")
+    parser.add_argument("--tickets", type=Path, help="root-only folder to keep users' tickets in")
+    parser.add_argument("--users", type=Path, help="Unix socket for everybody of this machine: volumes, quotas")
+    parser.add_argument("--as", dest="owner", default="", help="with --root: by the ticket of this user, who owns the volume")
     parser.add_argument("--near", help="node whose OSD is preferred for new files, by default this one")
     parser.add_argument("--read-only", action="store_true")
     parser.add_argument("--allow-devices", action="store_true", help="honour device files and set-user-id bits")
@@ -76,9 +82,12 @@ def make_dialer(node: str, credential: CredentialFolder | None) -> Dialer:
 
 def make_identities(found: argparse.Namespace) -> Identities:
     """Return what this mount knows of people."""
-    if found.root:
-        return PlainIdentities()
-    raise UsageError("without xosd only a mount as root of the volumes is possible", "give --root")
+    if found.snapshot is None or found.tickets is None:
+        if found.root:
+            return PlainIdentities()
+        raise UsageError("without xosd only a mount as root of the volumes is possible", "give --root")
+    people = NodeIdentities(found.snapshot, found.tickets, vo=found.vo)
+    return OwnerRoot(people, found.owner) if found.root else people
 
 
 async def _wait_volume(directory: Directory, name: str) -> None:
@@ -125,8 +134,12 @@ async def _serve(found: argparse.Namespace, client: Client, credential: Credenti
     operations = Operations(client)
     mounted = await mount(found.mountpoint, operations, options)
     control = Control(client, operations, mounted, stop)
+    people = client.identities
+    desk = Desk(client, people, found.mountpoint, control.status) if isinstance(people, NodeIdentities) else None
     if found.control is not None:
-        await control.start(found.control)
+        await control.start(found.control, desk.root_methods() if desk is not None else {})
+    if desk is not None and found.users is not None:
+        await desk.start(found.users)
     running = [asyncio.create_task(client.run()), asyncio.create_task(_look(credential))]
     ends = [asyncio.create_task(stop.wait()), asyncio.create_task(mounted.wait_ended())]
     sys.stdout.write("mounted\n")
@@ -141,6 +154,8 @@ async def _serve(found: argparse.Namespace, client: Client, credential: Credenti
         for result in results:
             if isinstance(result, Exception):
                 log.error("the mount ended by a fault inside", exc_info=result)
+        if desk is not None:
+            await desk.close()
         await control.close()
         await mounted.close()
         await client.close()

@@ -103,11 +103,13 @@ class Client:
         record = self.directory.state.volume_by_id(volume_of(ino))
         if record is None:
             raise FuseError(errno.ESTALE)
-        session = self.sessions.get(record.mrc)
+        return self.session_at(record.mrc)
+
+    def session_at(self, mrc: str) -> Session:
+        """Return the session with the MRC on a node."""
+        session = self.sessions.get(mrc)
         if session is None:
-            session = self.sessions[record.mrc] = Session(
-                record.mrc, self._client_id, self._dial(record.mrc), self.identities, self.coherence
-            )
+            session = self.sessions[mrc] = Session(mrc, self._client_id, self._dial(mrc), self.identities, self.coherence)
             self._session_tasks.append(asyncio.ensure_future(session.run()))
         return session
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtreemos.fabric import rpc
-from xtreemos.fabric.rpc import ServerCall
+from xtreemos.fabric.rpc import Handler, ServerCall
 from xtreemos.xtreemfs.fuse.errors import FuseError
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ class Control:
         self._stop = stop
         self._server: rpc.Server | None = None
 
-    async def start(self, path: Path) -> None:
-        """Listen; only root is served."""
-        table = {
+    async def start(self, path: Path, more: Mapping[str, Handler]) -> None:
+        """Listen; only root is served. `more` methods beside our own."""
+        table: dict[str, Handler] = {**more,
             "fs.status": self._status, "fs.flush": self._flush, "fs.sync": self._sync, "fs.forget": self._forget, "fs.stop": self._end,
         }  # fmt: skip
         self._server = await rpc.serve_unix(path, table, mode=0o600, allowed_uid=0)
