@@ -79,6 +79,7 @@ class Run:
         told = self.told[key]
         what = self.chance.choices(["write", "truncate", "zero", "sync", "settle", "sync_all", "epoch", "delete"], [40, 8, 8, 20, 10, 5, 5, 1])[0]
         getattr(self, what)(key, told)
+        self.shelf.ledger.finished(key)
 
     def write(self, key, told):
         at = self.chance.randrange(BYTES_MAX)
@@ -230,6 +231,7 @@ def one_column(length=3 * SUM_BYTES + 100):
     run = Run(1, shelf.disk, shelf.marks.table, {key: Told() for key in KEYS}, set())
     data = random.Random(3).randbytes(length)
     run.changing(KEYS[0]).write(0, data, sums_of(data, 0))
+    run.shelf.ledger.finished(KEYS[0])
     run.sync(KEYS[0], run.told[KEYS[0]])
     run.settle(None, None)
     return run, data

@@ -18,7 +18,7 @@ from xtreemos.xtreemfs.osd.marks import Rows
 SECTOR_BYTES = 512
 
 
-class PowerCut(BaseException):  # noqa: N818  # not an Exception: no code may catch it and go on
+class PowerCut(BaseException):  # not an Exception: no code may catch it and go on
     """The power is gone."""
 
 

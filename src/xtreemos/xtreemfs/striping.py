@@ -176,6 +176,8 @@ class StripedFile:
         self._replica = replica
         self._osds = layout.replicas[replica].osds
         self._unsynced: dict[int, str] = {}
+        self._lent: dict[int, str] = {}
+        """Columns that the kernel may write by itself, so that each sync asks their OSDs, with the boot of the last one."""
 
     @property
     def width(self) -> int:
@@ -269,15 +271,15 @@ class StripedFile:
         Raises:
             FsError(EIO): an OSD's machine went down in between, or its disk failed: changes since the last sync may be lost.
         """
-        before = dict(self._unsynced)
+        before = {**self._lent, **self._unsynced}
         answers = await self._ask(tuple(before), "osd.sync", lambda column: OsdSync(self._rights(), column))
         lost = []
         for column, written in answers:
             self._told(column, written)
-            if self._unsynced.get(column) == before[column]:
-                del self._unsynced[column]
+            self._unsynced.pop(column, None)
+            if column in self._lent:
+                self._lent[column] = written.boot
             if written.boot != before[column]:
-                self._unsynced.pop(column, None)
                 lost.append(self._osds[column])
         if lost:
             raise FsError(errno.EIO, f"the OSD on {lost[0]} went down since the last sync: what was written meanwhile may be lost")
@@ -325,7 +327,7 @@ class StripedFile:
             raise FsError(errno.EOPNOTSUPP, f"the OSD on {self._osds[0]} is not on this node")
         self._told(0, answer_of(call.value, OsdWritten))
         if write:
-            self._unsynced.setdefault(0, answer_of(call.value, OsdWritten).boot)
+            self._lent.setdefault(0, answer_of(call.value, OsdWritten).boot)
         return call.fds[0]
 
     # ------------------------------------------------------------------------------------------------------------- helpers

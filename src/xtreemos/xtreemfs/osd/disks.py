@@ -47,7 +47,20 @@ class Disks:
     def __init__(self, folders: Sequence[Path], *, vo: str, node: str) -> None:
         self._locks: list[int] = []
         self.folders = list(folders)
-        names = {folder: self._name(folder, vo, node) for folder in folders}
+        try:
+            names = {folder: self._name(folder, vo, node) for folder in folders}
+            self._join(names)
+        except DiskRefused:
+            self._unlock()
+            raise
+        ordered = sorted(folders, key=lambda folder: names[folder].id)
+        self.tables = [LmdbTable(folder / "marks") for folder in ordered]
+        self.disks = [RealDisk(folder / "columns") for folder in ordered]
+        self.shelves = [Shelf(disk, Marks(table)) for disk, table in zip(self.disks, self.tables, strict=True)]
+
+    @staticmethod
+    def _join(names: dict[Path, DiskName]) -> None:
+        """Refuse disks of which one is missing; let each know all others."""
         known = {name.id for name in names.values()}
         for folder, name in names.items():
             missing = sorted(set(name.together) - known)
@@ -55,16 +68,10 @@ class Disks:
                 raise DiskRefused(
                     f"disk {missing[0]} of this OSD is missing: {folder} knows it", "mount it, or its files would seem to be empty"
                 )
-        if len(known) != len(folders):
-            raise DiskRefused("the same disk was given twice")
         for folder, name in names.items():
             if set(name.together) != known:
                 named = msgspec.structs.replace(name, together=tuple(sorted(known)))
                 write_atomically(folder / NAME_FILE, msgspec.json.encode(named))
-        ordered = sorted(folders, key=lambda folder: names[folder].id)
-        self.tables = [LmdbTable(folder / "marks") for folder in ordered]
-        self.disks = [RealDisk(folder / "columns") for folder in ordered]
-        self.shelves = [Shelf(disk, Marks(table)) for disk, table in zip(self.disks, self.tables, strict=True)]
 
     def _name(self, folder: Path, vo: str, node: str) -> DiskName:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -96,5 +103,9 @@ class Disks:
             table.close()
         for disk in self.disks:
             disk.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
         for lock in self._locks:
             os.close(lock)
+        self._locks.clear()

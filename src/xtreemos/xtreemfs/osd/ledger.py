@@ -20,6 +20,8 @@ from xtreemos.xtreemfs.osd.model import Key, Mark
 @dataclass(slots=True)
 class _State:
     changes: int = 0
+    done: int = 0
+    """As many of the changes have ended; one may be under way, and a sync beside it does not cover it."""
     synced: int = 0
     """As many of the changes are on the disk."""
     changed_at_s: float = 0.0
@@ -50,7 +52,7 @@ class Ledger:
 
     def found(self, key: Key) -> None:
         """Start with a column that a crash left dirty."""
-        self._dirty.setdefault(key, _State(changes=1, marked=True))
+        self._dirty.setdefault(key, _State(changes=1, done=1, marked=True))
 
     def is_settling(self, key: Key) -> bool:
         """Whether its clean mark is on its way to the disk right now."""
@@ -78,6 +80,12 @@ class Ledger:
         state.changes += 1
         state.changed_at_s = now_s
 
+    def finished(self, key: Key) -> None:
+        """The change that began last has ended, well or not."""
+        state = self._dirty.get(key)
+        if state is not None:
+            state.done = state.changes
+
     def lend(self, key: Key, *, lent: bool) -> None:
         """A descriptor for writing is out, or is back."""
         if key in self._dirty:
@@ -93,9 +101,9 @@ class Ledger:
         return [key for key, state in self._dirty.items() if state.lent]
 
     def changes(self, key: Key) -> int:
-        """How many changes there were; hand it to `synced` when what was there then is on the disk."""
+        """How many changes have ended; hand it to `synced` when what was there then is on the disk."""
         state = self._dirty.get(key)
-        return state.changes if state is not None else 0
+        return state.done if state is not None else 0
 
     def synced(self, key: Key, changes: int) -> None:
         """The first `changes` changes are on the disk."""
@@ -104,11 +112,9 @@ class Ledger:
             state.synced = max(state.synced, changes)
 
     def unsynced(self, before_s: float) -> dict[Key, int]:
-        """Columns with changes that are not on the disk and began before that time, with their numbers of changes."""
+        """Columns with changes that are not on the disk and began before that time, with how many of them have ended."""
         return {
-            key: state.changes
-            for key, state in self._dirty.items()
-            if state.synced < state.changes and state.changed_at_s <= before_s
+            key: state.done for key, state in self._dirty.items() if state.synced < state.changes and state.changed_at_s <= before_s
         }
 
     def settling(self, before_s: float, refused: Iterable[Key] = ()) -> list[Key]:

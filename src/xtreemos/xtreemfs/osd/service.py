@@ -26,7 +26,7 @@ from xtreemos.xtreemfs.model import FILE_BYTES_MAX, WIDTH_MAX, Capability, MrcRe
 from xtreemos.xtreemfs.osd.blocks import sums_of
 from xtreemos.xtreemfs.osd.column import Column
 from xtreemos.xtreemfs.osd.model import Key
-from xtreemos.xtreemfs.osd.store import Store
+from xtreemos.xtreemfs.osd.store import Check, Store
 from xtreemos.xtreemfs.protocol import (
     OsdAllocate,
     OsdData,
@@ -144,10 +144,9 @@ class Service:
         check_rights(capability, self._verifier.session(rights.session), node=node, now_s=self._now(), write=write)
         return capability
 
-    def _judge_read(self, call: ServerCall, rights: Rights, column: int) -> Key:
+    def _judge_read(self, call: ServerCall, rights: Rights, column: int) -> tuple[Key, Check]:
         capability = self._judge(call, rights, column, write=False)
-        check_fence(capability, self._store.fence(capability.ino), write=False)
-        return Key(capability.ino, column)
+        return Key(capability.ino, column), lambda fence: check_fence(capability, fence, write=False)
 
     async def _change(
         self,
@@ -191,8 +190,8 @@ class Service:
     async def _read(self, call: ServerCall) -> Any:
         message = message_of(call.params, OsdRead)
         _check_range(message.at, message.length, REQUEST_BYTES_MAX)
-        key = self._judge_read(call, message.rights, message.column)
-        data, sums = await self._store.read(key, message.at, message.length)
+        key, check = self._judge_read(call, message.rights, message.column)
+        data, sums = await self._store.read(key, message.at, message.length, check)
         if call.params.get("tail"):
             return Attached(OsdData(b"", sums), data)
         return OsdData(bytes(data), sums)
@@ -230,17 +229,16 @@ class Service:
     async def _seek(self, call: ServerCall) -> int:
         message = message_of(call.params, OsdSeek)
         _check_range(message.at, 0, 0)
-        return await self._store.seek(self._judge_read(call, message.rights, message.column), message.at, message.what)
+        key, check = self._judge_read(call, message.rights, message.column)
+        return await self._store.seek(key, message.at, message.what, check)
 
     async def _sync(self, call: ServerCall) -> OsdWritten:
         message = message_of(call.params, OsdSync)
-        key = self._judge_read(call, message.rights, message.column)
-        return self._written(await self._store.sync(key))
+        return self._written(await self._store.sync(*self._judge_read(call, message.rights, message.column)))
 
     async def _stat(self, call: ServerCall) -> OsdWritten:
         message = message_of(call.params, OsdStat)
-        key = self._judge_read(call, message.rights, message.column)
-        return self._written(await self._store.stat(key))
+        return self._written(await self._store.stat(*self._judge_read(call, message.rights, message.column)))
 
     async def _file(self, call: ServerCall) -> Attached:
         message = message_of(call.params, OsdFile)

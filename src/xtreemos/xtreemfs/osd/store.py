@@ -32,6 +32,8 @@ from xtreemos.xtreemfs.osd.space import Space
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Check = Callable[[Fence], None]
+"""Raises if who asks may not, given what is remembered of the file."""
 
 OPEN_MAX = 1024
 """Open columns, two descriptors each. Those in use stay open beyond it."""
@@ -217,7 +219,7 @@ class Store:
 
     # ------------------------------------------------------------------------------------------------------------ reading
 
-    async def read(self, key: Key, at: int, length: int) -> tuple[memoryview, tuple[int, ...]]:
+    async def read(self, key: Key, at: int, length: int, check: Check) -> tuple[memoryview, tuple[int, ...]]:
         """Read a range of a column: bytes and CRC-32s of block parts.
 
         Raises:
@@ -225,6 +227,7 @@ class Store:
         """
         async with self.entry(key) as entry:
             column = entry.column
+            check(self.fence(key.ino, column))
             if column is None:
                 return memoryview(b""), ()
             with self._disk_errors(entry):
@@ -295,7 +298,7 @@ class Store:
         work: Callable[[Column], None],
         *,
         raised: Fence,
-        check: Callable[[Fence], None],
+        check: Check,
         reach: tuple[int, int] = (0, 0),
         create: bool = True,
     ) -> tuple[int, int]:
@@ -331,8 +334,14 @@ class Store:
                     await self._judge(entry, column, mismatch.bad)
                     await self.thread(self._work, column, raised, work)
                 finally:
+                    self._ended(entry)
                     self.space.used((column.blocks - before) * 512)
                 return column.length, column.blocks
+
+    @staticmethod
+    def _ended(entry: Entry) -> None:
+        if entry.shelf is not None:
+            entry.shelf.ledger.finished(entry.key)
 
     async def _carry_out(self, column: Column, raised: Fence, work: Callable[[Column], None], at: int, length: int) -> None:
         """Do a change: a small one whose surroundings are in memory at once, unless the disk was slow lately; else in a thread."""
@@ -369,10 +378,11 @@ class Store:
             self._right[entry.key] = 0
         return entry.column
 
-    async def sync(self, key: Key) -> tuple[int, int]:
+    async def sync(self, key: Key, check: Check) -> tuple[int, int]:
         """Make a column durable; returns (length, blocks). FsError(EIO): unsynced bytes may be lost, `boot` has changed."""
         async with self.entry(key) as entry:
             column, shelf = entry.column, entry.shelf
+            check(self.fence(key.ino, column))
             if column is None or shelf is None:
                 return 0, 0
             lent = shelf.ledger.is_lent(key)
@@ -388,17 +398,19 @@ class Store:
                 column = entry.column
             return column.length, column.blocks
 
-    async def stat(self, key: Key) -> tuple[int, int]:
+    async def stat(self, key: Key, check: Check) -> tuple[int, int]:
         """(length, blocks) of a column, (0, 0) if there is none."""
         async with self.entry(key) as entry:
+            check(self.fence(key.ino, entry.column))
             if entry.column is None:
                 return 0, 0
             entry.column.refresh()
             return entry.column.length, entry.column.blocks
 
-    async def seek(self, key: Key, at: int, what: str) -> int:
+    async def seek(self, key: Key, at: int, what: str, check: Check) -> int:
         """See `Column.seek`; -1 if there is no such column."""
         async with self.entry(key) as entry:
+            check(self.fence(key.ino, entry.column))
             if entry.column is None:
                 return -1
             with self._disk_errors(entry):
@@ -406,7 +418,7 @@ class Store:
 
     # -------------------------------------------------------------------------------------------------------- descriptors
 
-    async def lend(self, key: Key, *, raised: Fence, check: Callable[[Fence], None], write: bool) -> tuple[int, int, int]:
+    async def lend(self, key: Key, *, raised: Fence, check: Check, write: bool) -> tuple[int, int, int]:
         """Open a column's file for somebody else: (descriptor, length, blocks). With `write` its sums count for nothing until it is back."""
 
         def nothing(_column: Column) -> None:
@@ -428,6 +440,7 @@ class Store:
                         await self.commit(shelf, dict(rows))
                     shelf.ledger.marked(key)
                     shelf.ledger.changed(key, self.now())
+                    shelf.ledger.finished(key)
                     shelf.ledger.lend(key, lent=True)
                     column.trusted = False
                     self._right.pop(key, None)
@@ -458,6 +471,7 @@ class Store:
                     return False
                 shelf.ledger.changed(key, self.now())
                 await self.thread(shelf.recover, key, column, int(self.now()))
+            shelf.ledger.finished(key)
             shelf.ledger.lend(key, lent=False)
             self._right[key] = 0
             return True
