@@ -372,6 +372,49 @@ def test_an_abort_ends_waiting_programs_and_the_server(folder):
         wait_until(lambda: served.session.has_ended)
 
 
+def test_closing_a_lazily_unmounted_file_system_leaves_what_was_mounted_there_since(folder):
+    with ServedMount(folder, MemFs(cache_ns=0)) as first:
+        fd = os.open(folder / "held", os.O_CREAT | os.O_RDWR)
+        syscalls.unmount(str(folder), lazy=True)
+        with ServedMount(folder, MemFs()) as second:
+            (folder / "mine").touch()
+            assert not first.session.has_ended
+            first.call(first.mount.close())
+            assert os.listdir(folder) == ["mine"]
+            assert not second.session.has_ended
+        with pytest.raises(OSError):
+            os.fstat(fd)
+        with contextlib.suppress(OSError):  # its flush has nobody to answer it
+            os.close(fd)
+
+
+def test_closing_the_session_alone_answers_what_waits_with_eio(folder):
+    with ServedMount(folder, Odd()) as served:
+        failures = []
+
+        def look():
+            try:
+                (folder / "wait").stat()
+            except OSError as failed:
+                failures.append(failed.errno)
+
+        waiting = threading.Thread(target=look)
+        waiting.start()
+        wait_until(lambda: served.session.statistics().outstanding == 1)
+        served.call(served.session.close())
+        waiting.join(10)
+        assert failures == [errno.EIO]
+
+
+def test_a_mountpoint_may_be_reached_by_a_symbolic_link(tmp_path, folder):
+    (tmp_path / "link").symlink_to(folder)
+    with ServedMount(tmp_path / "link", MemFs()) as served:
+        (folder / "f").touch()
+        assert served.mount.mountpoint == str(folder)
+        assert served.mount.device is not None
+    assert not is_mounted(folder)
+
+
 def test_nothing_stays_mounted_when_mounting_fails(folder):
     with pytest.raises(MountFailed, match="No such file"), ServedMount(folder / "absent", MemFs()):
         pass

@@ -35,7 +35,8 @@ DRAIN_MAX = 16  # requests answered before the event loop gets a turn
 IOV_MAX = 1000  # parts of one writev; the system's limit is 1024
 
 ERRNO_END = 512  # the kernel takes smaller ones only
-GONE = {errno.ENODEV, errno.ECONNABORTED, errno.EPERM, errno.EBADF}  # what a descriptor says whose mount has ended
+# What a descriptor says whose mount has ended; EPIPE is a test's socket in its place.
+GONE = {errno.ENODEV, errno.ECONNABORTED, errno.EPERM, errno.EBADF, errno.EPIPE}
 
 Handler = Callable[[Any], Any]
 
@@ -78,6 +79,7 @@ class Session(Notifications):
         self._errors: Counter[int] = Counter()
         self._bugs = 0
         self._destroyed = False
+        self._gone = False  # the kernel has ended it: nobody waits for answers
         if negotiated is not None:
             self._agree(negotiated)
 
@@ -115,7 +117,10 @@ class Session(Notifications):
         return self._ended.is_set()
 
     async def close(self) -> None:
-        """Stop reading, cancel what is not answered, close the descriptor. If it was the last one, the mount turns into ENOTCONN."""
+        """Stop reading, cancel what is not answered (its callers get EIO), close the descriptor.
+
+        If it was the last one and the file system is still mounted, its users see ENOTCONN from then on.
+        """
         self._stop()
         for waiting in list(self._waiting.values()):
             waiting.task.cancel()
@@ -172,6 +177,7 @@ class Session(Notifications):
         self._on_ended()
 
     def _on_ended(self) -> None:
+        self._gone = True
         self._stop()
         for waiting in list(self._waiting.values()):
             waiting.task.cancel()
@@ -320,7 +326,7 @@ class Session(Notifications):
     # answering
 
     def _send(self, unique: int, body: replies.Encoded) -> None:
-        if self._ended.is_set():
+        if self._gone:
             return
         try:
             if isinstance(body, list):
@@ -342,7 +348,7 @@ class Session(Notifications):
 
     def _send_error(self, unique: int, number: int, *, reply: bool = True) -> None:
         self._errors[number] += 1
-        if not reply or self._ended.is_set():
+        if not reply or self._gone:
             return
         try:
             os.write(self.fd, replies.header(unique, 0, number if 0 < number < ERRNO_END else errno.EIO))

@@ -22,6 +22,7 @@ class Mount:
         self.session = session
         self.mountpoint = mountpoint
         self._namespace_pid = namespace_pid
+        self.device = syscalls.device_of(mountpoint, namespace_pid=namespace_pid)  # (major, minor), None if not found
 
     async def wait_ended(self) -> None:
         """Return when it is no longer mounted anywhere, or was aborted."""
@@ -35,10 +36,14 @@ class Mount:
         """
         await asyncio.to_thread(syscalls.unmount, self.mountpoint, lazy=lazy, force=force, namespace_pid=self._namespace_pid)
 
+    def _is_uppermost(self) -> bool:
+        """Tell whether an unmount would meet us: we may be unmounted lazily, and somebody else mounted here since."""
+        return self.device is None or syscalls.device_of(self.mountpoint, namespace_pid=self._namespace_pid) == self.device
+
     async def close(self) -> None:
         """Take the mount away whatever its state, abort what still waits, free everything. Safe to call twice."""
         try:
-            if not self.session.has_ended:
+            if not self.session.has_ended and self._is_uppermost():
                 await self.unmount(lazy=True, force=True)
         except MountFailed as failed:
             log.debug("already unmounted: %s", failed)
@@ -70,7 +75,8 @@ async def mount(
         MountFailed: see the text. ProtocolError: the kernel is too old. Nothing is left mounted.
     """
     options = options or MountOptions()
-    path = os.path.abspath(os.fspath(mountpoint))
+    # As the kernel will list it. In another name space links lead elsewhere than here.
+    path = os.path.realpath(mountpoint) if namespace_pid is None else os.path.abspath(mountpoint)
     if by_fusermount if by_fusermount is not None else os.geteuid() != 0:
         if namespace_pid is not None:
             raise MountFailed("fusermount3 mounts in its own mount name space only")
@@ -82,19 +88,18 @@ async def mount(
     try:
         session.start()
         await session.wait_ready()
-        _raise_read_ahead(mounted, options, namespace_pid)
+        _raise_read_ahead(mounted, options)
     except BaseException:
         await mounted.close()
         raise
     return mounted
 
 
-def _raise_read_ahead(mounted: Mount, options: MountOptions, namespace_pid: int | None) -> None:
+def _raise_read_ahead(mounted: Mount, options: MountOptions) -> None:
     """Best effort: a sandbox may show /sys read-only, and the mount works without."""
-    device = syscalls.device_of(mounted.mountpoint, namespace_pid=namespace_pid) if os.geteuid() == 0 else None
-    if device is None:
+    if mounted.device is None or os.geteuid() != 0:
         return
     try:
-        syscalls.set_read_ahead(device, options.max_readahead_bytes)
+        syscalls.set_read_ahead(mounted.device, options.max_readahead_bytes)
     except MountFailed as failed:
         log.info("read-ahead stays at the kernel's default: %s", failed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import queue
 import threading
@@ -16,6 +17,9 @@ from collections.abc import Sequence
 from xtreemos.xtreemfs.fuse.errors import NotifyFailed, NotifyQueueFull, SessionEnded
 from xtreemos.xtreemfs.fuse.model import Buffer
 
+log = logging.getLogger(__name__)
+
+CLOSE_WAIT_S = 5.0
 _GONE = {errno.ENODEV, errno.ECONNABORTED, errno.EBADF, errno.EPERM}  # EPERM: the descriptor has no connection
 Job = tuple[str, Sequence[Buffer], "asyncio.Future[bool]"]
 
@@ -115,12 +119,17 @@ class Notifier:
             future.set_exception(error)
 
     async def close(self) -> None:
-        """End the threads when they have sent what waits. Call after the connection has ended, or a blocked write is waited for."""
+        """End the threads when they have sent what waits. One that the kernel holds fast is left behind after CLOSE_WAIT_S, with a log line:
+        that takes a connection which was neither unmounted nor aborted.
+        """
         self._closed = True
         for jobs in self._queues:
             jobs.put(None)
+        deadline = self._loop.time() + CLOSE_WAIT_S
         for thread in self._threads.values():
-            await asyncio.to_thread(thread.join)
+            await asyncio.to_thread(thread.join, max(0.0, deadline - self._loop.time()))
+            if thread.is_alive():
+                log.warning("a notification is still stuck in the kernel; its thread is left behind")
 
 
 def _look_at(future: asyncio.Future[bool]) -> None:
