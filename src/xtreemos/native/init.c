@@ -60,6 +60,7 @@
 #define MAX_DEPTH 64
 #define MAX_ORDER 65536
 #define MAX_CHILDREN_TEXT 16384
+#define MAX_TREE 4096
 #define KILL_AGAIN_NS 20000000L
 
 struct limit { int resource; rlim_t soft, hard; };
@@ -355,40 +356,49 @@ struct keeper { pid_t pid; long task; };
 static struct keeper keepers[MAX_TASKS];
 static int keeper_count;
 
-static int signal_below(pid_t pid, int sig, int depth);
+struct tree { int count; pid_t pids[MAX_TREE]; };
 
-/* The same for the children of one thread: the kernel lists them by the thread that forked them. */
-static int signal_children(const char *list, int sig, int depth)
+static void find_below(struct tree *tree, pid_t pid, int depth);
+
+/* Find the children of one thread and what is below them: the kernel lists children by the thread that forked them. */
+static void find_children(struct tree *tree, const char *list, int depth)
 {
     char text[MAX_CHILDREN_TEXT], *at = text, *end;
-    int fd = open(list, O_RDONLY | O_CLOEXEC), told = 0;
-    if (fd < 0) return 0;
+    int fd = open(list, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return;
     size_t size = 0;
     for (ssize_t got; size < sizeof text - 1 && (got = read(fd, text + size, sizeof text - 1 - size)) > 0;) size += (size_t)got;
     close(fd);
     text[size] = 0;
-    for (long child; (child = strtol(at, &end, 10)) > 0 && end != at; at = end) {
-        told += signal_below((pid_t)child, sig, depth + 1); /* first those below: they lose their place when it dies */
-        told += !kill((pid_t)child, sig);
+    for (long child; (child = strtol(at, &end, 10)) > 0 && end != at && tree->count < MAX_TREE; at = end) {
+        tree->pids[tree->count++] = (pid_t)child;
+        find_below(tree, (pid_t)child, depth + 1);
     }
-    return told;
 }
 
-/* Send a signal to every process below `pid`, not to itself; return how many got it. Who forks meanwhile is found next time. */
-static int signal_below(pid_t pid, int sig, int depth)
+/* Find every process below `pid`, parents before their children. */
+static void find_below(struct tree *tree, pid_t pid, int depth)
 {
     char path[512];
-    int told = 0;
     snprintf(path, sizeof path, "/proc/%d/task", pid);
     DIR *threads = depth > MAX_DEPTH ? NULL : opendir(path);
-    if (!threads) return 0;
+    if (!threads) return;
     for (struct dirent *entry; (entry = readdir(threads));) {
         if (entry->d_name[0] == '.') continue;
         snprintf(path, sizeof path, "/proc/%d/task/%s/children", pid, entry->d_name);
-        told += signal_children(path, sig, depth);
+        find_children(tree, path, depth);
     }
     closedir(threads);
-    return told;
+}
+
+/* Send a signal to every process below `pid`, not to itself; first all are found, for who dies loses its place. Parents come first:
+   one that saw its child die might end by itself before its own signal. Who forks meanwhile is not found. */
+static void signal_below(pid_t pid, int sig)
+{
+    static struct tree tree;
+    tree.count = 0;
+    find_below(&tree, pid, 0);
+    for (int i = 0; i < tree.count; i++) kill(tree.pids[i], sig);
 }
 
 /* Reap what has ended; 0 when there are no children any more. */
@@ -403,8 +413,8 @@ static int reap_ended(void)
 static void end_task(const sigset_t *child)
 {
     if (!reap_ended()) return;
-    signal_below(getpid(), SIGHUP, 0);
-    signal_below(getpid(), SIGCONT, 0);
+    signal_below(getpid(), SIGHUP);
+    signal_below(getpid(), SIGCONT);
     int64_t end = now_ms() + GRACE_MS;
     for (int64_t left = GRACE_MS; left > 0; left = end - now_ms()) {
         struct timespec wait = {left / 1000, (left % 1000) * 1000000L};
@@ -413,7 +423,7 @@ static void end_task(const sigset_t *child)
     }
     const struct timespec pause = {0, KILL_AGAIN_NS};
     do {
-        signal_below(getpid(), SIGKILL, 0);
+        signal_below(getpid(), SIGKILL);
         sigtimedwait(child, NULL, &pause);
     } while (reap_ended());
 }
@@ -453,7 +463,7 @@ static void signal_task(long task, int sig)
 {
     for (int i = 0; i < keeper_count; i++)
         if (keepers[i].task == task) {
-            signal_below(keepers[i].pid, sig, 0);
+            signal_below(keepers[i].pid, sig);
             if (sig == SIGKILL) kill(keepers[i].pid, SIGCONT); /* a task may have stopped its keeper */
         }
 }
