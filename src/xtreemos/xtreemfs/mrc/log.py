@@ -136,6 +136,33 @@ def _recover_segment(disk: Disk, name: str, found: Recovered, *, last: bool) -> 
     _cut(disk, name, Torn(name, at, rest, seq), found)
 
 
+def salvage(disk: Disk) -> Torn | None:
+    """Cut a damaged log where the damage begins, and remove what comes after: those commands are lost.
+
+    Returns:
+        Where it was cut; None if it is whole.
+    """
+    names = [name for name in disk.names() if name.startswith(PREFIX)]
+    found = Recovered()
+    for index, name in enumerate(names):
+        data = disk.read(name)
+        first = _first_of(data)
+        expected = found.records[-1].seq + 1 if found.records else first
+        at, seq = (0, expected or 0) if first is None or first != expected else (_HEADER.size, first)
+        while at and (record := _record_at(data, at)) is not None and record.seq == seq:
+            found.records.append(record)
+            at += _RECORD.size + len(record.payload)
+            seq += 1
+        rest = len(data[at:].rstrip(b"\0"))
+        if rest or not at:
+            for later in names[index + 1 :]:
+                disk.remove(later)
+            torn = Torn(name, at, rest, seq)
+            _cut(disk, name, torn, found)
+            return torn
+    return None
+
+
 def _cut(disk: Disk, name: str, torn: Torn, found: Recovered) -> None:
     if torn.at == 0:
         disk.remove(name)
