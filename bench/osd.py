@@ -9,6 +9,7 @@ in LMDB, which decided where they are.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
 import signal
@@ -93,17 +94,16 @@ async def measure(connections: OsdConnections, signer: Signer, base: int) -> Non
 
         await timed(f"read 4 KiB at random, {depth} at a time", "/s", SMALL, small_read)
         await timed(f"write 4 KiB at random, {depth} at a time", "/s", SMALL, small_write)
-    made = [0]
+    made = itertools.count(1)
 
-    async def create(number: int, *, sync: bool) -> None:
-        made[0] += 1
-        one = StripedFile(connections, file.layout, rights(signer, make_ino(2, base * 1000_000 + made[0])))
+    async def create(*, sync: bool) -> None:
+        one = StripedFile(connections, file.layout, rights(signer, make_ino(2, base * 1000_000 + next(made))))
         await one.write(0, data[:4096])
         if sync:
             await one.sync()
 
-    await timed("new files of 4 KiB, 8 at a time", "/s", 400, lambda: pipelined(400, 8, lambda n: create(n, sync=False)))
-    await timed("new files of 4 KiB, synced, 8 at a time", "/s", 100, lambda: pipelined(100, 8, lambda n: create(n, sync=True)))
+    await timed("new files of 4 KiB, 8 at a time", "/s", 400, lambda: pipelined(400, 8, lambda _n: create(sync=False)))
+    await timed("new files of 4 KiB, synced, 8 at a time", "/s", 100, lambda: pipelined(100, 8, lambda _n: create(sync=True)))
 
 
 async def run(folder: Path) -> None:
@@ -117,7 +117,7 @@ async def run(folder: Path) -> None:
         port = probe.getsockname()[1]
     argv = [sys.executable, "-m", "xtreemos.xtreemfs.osd", "--vo", "demo", "--node", "n1", "--disk", str(folder / "disk")]
     argv += ["--directory", str(folder / "dir"), "--socket", str(folder / "s"), "--listen", f"127.0.0.1:{port}"]
-    server = subprocess.Popen([*argv, "--credential", str(credential)], stderr=subprocess.DEVNULL)
+    server = subprocess.Popen([*argv, "--credential", str(credential)], stderr=subprocess.DEVNULL)  # noqa: ASYNC220  # nothing else runs yet
     try:
         while "n1" not in directory.state.osds:
             await asyncio.sleep(0.05)

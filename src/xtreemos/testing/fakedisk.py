@@ -64,7 +64,7 @@ class FakeFile:
         self._inode = inode
         self._open = True
 
-    def pread(self, length: int, at: int, *, wait: bool = True) -> bytes | None:
+    def pread(self, length: int, at: int, *, wait: bool = True) -> bytes | None:  # noqa: ARG002  # memory never waits
         """See `File`."""
         assert self._open, "a read of a closed file"
         if self._disk.bad_reads:
