@@ -96,7 +96,7 @@ def test_a_job_that_is_called_off_while_it_starts_gets_the_signal_that_was_sent(
     rows = {row["job"]: row for row in grid.ps()}
     for job in jobs:
         record = rows[job]["exit"] or {}
-        never = rows[job].get("reason") == "killed before it started"
+        never = record.get("reason") == "killed before it started"
         assert never or (record["code"], record["signal"]) in ((7, None), (None, 15)), rows[job]
 
 
