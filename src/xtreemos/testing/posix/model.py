@@ -212,7 +212,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A check with a name: `call/topic/parameters`. `needs` names a privilege of the host that it cannot do without."""
+    """A check with a name: `call/topic/parameters`. `needs` says what it cannot do without: mount, mknod, or devices that open."""
 
     id: str
     steps: tuple[Step, ...]

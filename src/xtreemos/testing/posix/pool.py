@@ -78,6 +78,8 @@ def _views(run_folder: str, parent: str) -> tuple[Views, frozenset[str]]:
         os.mknod(probe, 0o020600, os.makedev(1, 3))
         os.unlink(probe)
         privileges.add("mknod")
+        if not os.statvfs(run_folder).f_flag & os.ST_NODEV:
+            privileges.add("devices")
     return views, frozenset(privileges)
 
 

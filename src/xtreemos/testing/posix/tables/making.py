@@ -198,7 +198,7 @@ def _devices() -> Iterator[Case]:
         )
     yield case(
         "mknod-device/null-swallows", do("mknod", "n", "char", 0o666, os.makedev(1, 3), who=ROOT), do("open", "n", os.O_RDWR, keep="f"),
-        gives(3, "write", "@f", b"abc"), gives(b"", "read", "@f", 3), needs="mknod",
+        gives(3, "write", "@f", b"abc"), gives(b"", "read", "@f", 3), needs="devices",
     )  # fmt: skip
 
 
