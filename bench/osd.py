@@ -36,7 +36,7 @@ from xtreemos.xtreemfs.protocol import Rights
 from xtreemos.xtreemfs.striping import OsdConnections, StripedFile
 
 MIB = 1 << 20
-FILE_MIB = 128
+FILE_MIB = 96
 SMALL = 2000
 ROUNDS = 3
 

@@ -37,6 +37,27 @@ def test_a_tail_goes_there_and_another_comes_back(tmp_path):
     asyncio.run(with_peers(tmp_path, {"reverse": reverse}, use))
 
 
+def test_tails_of_calls_that_are_not_done_fill_no_more_than_their_share_of_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(rpc, "TAIL_BYTES_MAX", 4 << 20)
+    held, go = [], asyncio.Event()
+
+    async def slow(call):
+        held.append(len(call.tail))
+        await go.wait()
+        return len(call.tail)
+
+    async def use(peer):
+        calls = [peer.open("slow", {}, tail=memoryview(BIG)[: 1 << 20]) for _call in range(40)]
+        while sum(held) <= 4 << 20:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        assert sum(held) < 6 << 20
+        go.set()
+        assert [await call.result() for call in calls] == [1 << 20] * 40
+
+    asyncio.run(with_peers(tmp_path, {"slow": slow}, use))
+
+
 def test_a_descriptor_comes_back_with_a_result_and_is_the_callers(tmp_path):
     (tmp_path / "f").write_text("hello")
 

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 INBOX_FRAMES_MAX = 256  # frames waiting for one call's reader before its connection stops reading
 CALLS_MAX = 4096  # open calls on one connection
 FDS_MAX = 8
+TAIL_BYTES_MAX = 64 * 1024 * 1024
+"""Bytes in tails of calls that are being served: beyond it the connection reads no more until the call that went beyond has ended."""
 WRITE_HIGH_BYTES = 4 * frames.WINDOW_BYTES
 TLS_WRITE_BYTES = 64 * 1024
 """Of a tail encrypted at a time: the other end decrypts the last while we encrypt the next (measured: twice the speed of all at once)."""
@@ -229,6 +231,7 @@ class Peer:
         self._decoder = frames.Decoder()
         self._calls: dict[int, Call] = {}
         self._full: set[Call] = set()
+        self._tail_bytes = 0
         self._link: _Link | None = None
         self._fds: deque[int] = deque()
 
@@ -339,6 +342,9 @@ class Peer:
             )
             return
         self._calls[frame.channel] = call
+        self._tail_bytes += len(call.tail)
+        if self._tail_bytes > TAIL_BYTES_MAX:
+            self._pause(call)
         call.task = asyncio.create_task(self._run_handler(call), name=f"rpc {call.method}")
 
     async def _run_handler(self, call: ServerCall) -> None:
@@ -387,6 +393,8 @@ class Peer:
         if self._calls.get(call.channel) is not call:
             return False
         del self._calls[call.channel]
+        if isinstance(call, ServerCall):
+            self._tail_bytes -= len(call.tail)
         return True
 
     # -- frames out ------------------------------------------------------------------------------------------------------
