@@ -82,17 +82,15 @@ class AttrOps(FileOps):
             await self._truncate(session, inode, q.size, q, kill_suid=q.kill_suidgid)
             if not others and q.mtime_ns is None and q.atime_ns is None:
                 return client.attr_reply(session, inode)
-        if others or times_given:
+        if others or times_given or q.size is None:  # chown to nobody new is no change, but one of ctime
             inode = await self._set(session, inode, q)
-        elif q.size is None:
-            inode = await self.fresh_inode(session, ino, q)
         return client.attr_reply(session, inode)
 
     async def _set(self, session: Session, inode: Inode, q: m.SetAttr) -> Inode:
         client = self.client
         uid, gid = self._number(session, "u", q.uid_new), self._number(session, "g", q.gid_new)
         now = time.time_ns()
-        atime, mtime = now if q.atime_now else q.atime_ns, now if q.mtime_now else q.mtime_ns
+        atime, mtime = _given(q.atime_ns, now=q.atime_now), _given(q.mtime_ns, now=q.mtime_now)
         flags = (ATIME_NOW if q.atime_now else 0) | (MTIME_NOW if q.mtime_now else 0)
         asked_at = client.coherence.count
         grant = await session.call(
@@ -106,8 +104,8 @@ class AttrOps(FileOps):
                 mode=-1 if q.mode is None else q.mode & 0o7777,
                 uid=uid,
                 gid=gid,
-                atime_ns=-1 if atime is None else atime,
-                mtime_ns=-1 if mtime is None else mtime,
+                atime_ns=atime,
+                mtime_ns=mtime,
                 times_now=flags,
                 epoch=session.holder.epoch(inode.ino),
             ),
@@ -116,9 +114,9 @@ class AttrOps(FileOps):
         )
         if q.mode is not None or uid >= 0 or gid >= 0:
             inode.changed &= ~Changed.MODE
-        if mtime is not None:
+        if mtime >= 0 or q.mtime_now:
             inode.changed &= ~Changed.MTIME
-        if atime is not None:
+        if atime >= 0 or q.atime_now:
             inode.changed &= ~Changed.ATIME
         inode = client.take(session, grant, asked_at)
         await client.learn(session, [inode.attr])
@@ -235,3 +233,8 @@ class AttrOps(FileOps):
         a = await session.call(q, ino, "mrc.statfs", lambda who: p.StatFs(who, ino), p.StatFsAnswer, again=True)
         free = a.bytes_free // 4096
         return m.StatFsReply(a.bytes_total // 4096, free, free, a.files_total, a.files_free)
+
+
+def _given(time_ns: int | None, *, now: bool) -> int:
+    """A time for the MRC: -1 for none or its own "now". It knows none before 1970."""
+    return -1 if now or time_ns is None else max(0, time_ns)

@@ -22,14 +22,15 @@ from xtreemos.xtreemfs.model import Attr, Level
 
 @dataclass(eq=False, slots=True)
 class FileHandle:
-    """An open file. `errors_told`: how many failed write-backs its owner knows of."""
+    """An open file. How many failed write-backs its owners know of: those who sync, and those who close (a forked child closes, too)."""
 
     inode: Inode
     flags: int
     writes: bool
     append: bool
     planner: Planner | None
-    errors_told: int = 0
+    errors_synced: int = 0
+    errors_closed: int = 0
     lock_owners: set[tuple[Kind, int]] = field(default_factory=set)
     """(kind, owner) of locks taken through it."""
     through: bool = False

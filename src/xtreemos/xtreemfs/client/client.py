@@ -138,7 +138,9 @@ class Client:
             inode.link = grant.link
         if grant.capability:
             self._keep_capability(inode, grant.capability)
-        inode.fresh = grant.cache and inode.invalidated <= asked_at and session.can(inode.ino, Level.READ)
+        # Of a file nothing changes before we have answered a recall that is still to come. Of a directory it may have been answered already.
+        keep = inode.attr.is_file or (grant.cache and inode.invalidated <= asked_at)
+        inode.fresh = keep and session.can(inode.ino, Level.READ)
         return inode
 
     def _keep_capability(self, inode: Inode, record: bytes) -> None:

@@ -124,7 +124,7 @@ class FileData:
         self._striped: StripedFile | None = None
         self._sending: set[asyncio.Task[None]] = set()
         self._late: set[asyncio.Task[int]] = set()
-        self._blocks: dict[int, bytes | bytearray | asyncio.Task[None]] = {}
+        self._blocks: dict[int, bytes | bytearray | asyncio.Task[int]] = {}
 
     @property
     def busy(self) -> bool:
@@ -360,6 +360,8 @@ class FileData:
         block = self._blocks.get(index)
         if isinstance(block, asyncio.Task):
             await asyncio.wait({block})
+            if not block.cancelled() and block.result():
+                raise FuseError(block.result())
             block = self._blocks.get(index)
         begin = offset - index * BLOCK_BYTES
         if block is None or isinstance(block, asyncio.Task) or begin + length > len(block):
@@ -374,7 +376,8 @@ class FileData:
             if index not in self._blocks:
                 self._blocks[index] = asyncio.ensure_future(self._fetch(index))
 
-    async def _fetch(self, index: int) -> None:
+    async def _fetch(self, index: int) -> int:
+        """Fetch one block; return an errno, or 0."""
         coherence = self._store.coherence(self.inode.ino)
         generation = coherence.generation(self.inode.ino)
         me = asyncio.current_task()
@@ -385,7 +388,7 @@ class FileData:
             if length > 0:
                 data = await self._read_osds(begin, length)
         except FuseError as failure:
-            log.debug("reading ahead failed: %s", failure)  # who needs the bytes will be told
+            return failure.errno  # for who needs the bytes; nobody else is told
         finally:
             if self._blocks.get(index) is me:  # else it was forgotten meanwhile
                 if data and coherence.generation(self.inode.ino) == generation:
@@ -393,6 +396,7 @@ class FileData:
                     self._store.arrived(self, index)
                 else:
                     del self._blocks[index]
+        return 0
 
     def forget_block(self, index: int) -> None:
         """Drop one block read ahead; if it is still coming it is not kept."""

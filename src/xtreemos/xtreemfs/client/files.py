@@ -75,7 +75,7 @@ class FileOps(NameOps):
         writes = (flags & os.O_ACCMODE) != os.O_RDONLY
         append = writes and bool(flags & os.O_APPEND)
         data = self.client.store.of(inode)
-        handle = self.files[fh] = FileHandle(inode, flags, writes, append, Planner(), data.errors)
+        handle = self.files[fh] = FileHandle(inode, flags, writes, append, Planner(), data.errors, data.errors)
         inode.handles += 1
         inode.writers += handle.writes
         if inode.handles == 1:
@@ -211,7 +211,7 @@ class FileOps(NameOps):
     def _touch(self, inode: Inode) -> None:
         """Relatime, as far as it costs nothing: only who has the file alone moves its access time."""
         session = self.client.session_of(inode.ino)
-        if inode.dirty_told and session.can(inode.ino, Level.WRITE):
+        if session.can(inode.ino, Level.WRITE):
             inode.atime_ns = time.time_ns()
             inode.changed |= Changed.ATIME
 
@@ -264,8 +264,8 @@ class FileOps(NameOps):
 
     def _write_now(self, handle: FileHandle, inode: Inode, q: m.Write) -> int:
         """Take bytes under the WRITE lease."""
-        back = q.write_flags & c.WRITE_CACHE
-        offset = inode.size if handle.append and not back else q.offset
+        appends = q.flags & os.O_APPEND and not q.write_flags & c.WRITE_CACHE  # of now: fcntl may have changed it since the open
+        offset = inode.size if appends else q.offset
         end = offset + len(q.data)
         if end > FILE_BYTES_MAX:
             raise FuseError(errno.EFBIG)
@@ -276,6 +276,8 @@ class FileOps(NameOps):
         note_write(inode, end, time.time_ns(), kill_suid=bool(q.write_flags & c.WRITE_KILL_SUIDGID))
         if not handle.append:
             inode.pages = True
+            if offset != q.offset and self.client.kernel is not None:  # the kernel has put them elsewhere
+                self.client.kernel.invalidate_inode_nowait(self.client.node_of(inode.ino), 0, 0)
         if inode.served is not None:
             inode.served.append((offset, end))
         return len(q.data)
@@ -332,7 +334,7 @@ class FileOps(NameOps):
         session = self.client.session_of(inode.ino)
         locked = self.client.locks.has(session.mrc, inode.ino, "p", q.lock_owner)
         if not locked and (
-            data is None or (not (handle.writes and (data.dirty or data.is_late)) and handle.errors_told == data.errors)
+            data is None or (not (handle.writes and (data.dirty or data.is_late)) and handle.errors_closed == data.errors)
         ):
             return None
         return self._flush_later(session, handle, q.lock_owner if locked else None)
@@ -346,20 +348,15 @@ class FileOps(NameOps):
         finally:
             if lock_owner is not None:
                 await self.unlock_all(session, handle.inode, {("p", lock_owner)})
-        self._tell_error(handle)
-
-    def _tell_error(self, handle: FileHandle) -> None:
-        """Tell a failed write-back once through each handle."""
-        data = handle.inode.data
-        if data is not None and handle.errors_told != data.errors:
-            handle.errors_told = data.errors
+        if data is not None and handle.errors_closed != data.errors:
+            handle.errors_closed = data.errors
             raise FuseError(data.error)
 
     def fsync(self, q: m.Fsync) -> Awaitable[None] | None:
         """See `fuse.handlers`: bytes are on the OSDs' disks, length and times in the MRC's log."""
         handle = self.file(q.fh)
         inode, data = handle.inode, handle.inode.data
-        if data is None or (not data.busy and not inode.changed and not data.is_late and handle.errors_told == data.errors):
+        if data is None or (not data.busy and not inode.changed and not data.is_late and handle.errors_synced == data.errors):
             return None
         return self._fsync_later(handle, inode, data)
 
@@ -369,9 +366,11 @@ class FileOps(NameOps):
             await data.sync()
             await self.client.tell(inode)
         except FuseError as error:
-            handle.errors_told = data.errors
+            handle.errors_synced = data.errors
             raise FuseError(errno.EIO if error.errno in {errno.ESTALE, errno.EACCES} else error.errno) from None
-        self._tell_error(handle)
+        if handle.errors_synced != data.errors:
+            handle.errors_synced = data.errors
+            raise FuseError(data.error)
 
     # ------------------------------------------------------------------------------------------------------------- length
 
@@ -423,8 +422,7 @@ class FileOps(NameOps):
                 await data.truncate(end)
                 inode.size = end
                 inode.changed |= Changed.SIZE
-            inode.mtime_ns = inode.ctime_ns = time.time_ns()
-            inode.changed |= Changed.MTIME | Changed.CTIME
+            note_write(inode, 0, time.time_ns(), kill_suid=q.uid != 0)
             if inode.served is not None:
                 inode.served.append((q.offset, end))
 

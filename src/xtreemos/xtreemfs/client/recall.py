@@ -80,9 +80,8 @@ class Coherence:
         else:
             method, message = "mrc.getattr", protocol.GetAttr(who, op.ino)  # type: ignore[assignment]  # one of two
         grant = calls.answer_of(await peer.call(method, calls.params(message)), protocol.Grant)
-        client.note(session, grant, asked_at)
-        inode = client.inodes.get(op.ino)
-        if inode is not None and grant.cache and inode.invalidated <= asked_at:
+        inode = client.note(session, grant, asked_at)
+        if grant.level and inode.attr.is_file:
             inode.fresh = True  # it is held as soon as the holder hears of it, in this same step
         return grant
 
@@ -171,8 +170,6 @@ class Coherence:
             inode.pages = False
         if update is not None:
             inode.told(update)
-        if level < Level.WRITE:
-            inode.capabilities.pop("w", None)
 
     def suspended(self, session: Session) -> None:
         """See `session.Coherent`."""
