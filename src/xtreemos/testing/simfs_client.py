@@ -7,6 +7,7 @@ generators; each of their operations becomes a row of the history. What they wro
 from __future__ import annotations
 
 import itertools
+from collections import Counter, deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -71,6 +72,8 @@ class SimClient(Machine):
     entries_need_lock = False
     """Whether the kernel drops a name only under its directory's lock."""
 
+    drops_what_it_changes = True
+
     def __init__(self, net: Net, name: str, mrc: SimMrc, osd_of: Callable[[int], SimOsd], history: list[Record]) -> None:
         super().__init__(net.sim, name)
         self.net, self.mrc, self.osd_of, self.history = net, mrc, osd_of, history
@@ -90,6 +93,10 @@ class SimClient(Machine):
         self.session: Link | None = None
         self._opened_sent_s: float | None = 0.0
         self._renewals: list[float] = []
+        self._events: deque[hm.Event] = deque()
+        self.changing: Counter[Any] = Counter()
+        """Names and inodes that requests under way will change: not kept."""
+        self._unheard: list[Any] = []
         self._numbers = itertools.count(1)
         self._calls: dict[int, tuple[Promise, Callable[..., None] | None]] = {}
         self._begun: dict[int, Promise] = {}
@@ -134,9 +141,14 @@ class SimClient(Machine):
         super().crash()
 
     def on(self, event: hm.Event) -> None:
-        """Feed the holder and carry out what it says."""
-        for effect in self.holder.on(event, self.now_s()):
-            getattr(self, "_do_" + type(effect).__name__.lower())(effect)
+        """Feed the holder and carry out what it says; events that this brings about come after it."""
+        self._events.append(event)
+        if len(self._events) > 1:
+            return
+        while self._events:
+            for effect in self.holder.on(self._events[0], self.now_s()):
+                getattr(self, "_do_" + type(effect).__name__.lower())(effect)
+            self._events.popleft()
 
     def _tick(self) -> None:
         self.daemon(lambda: self.on(hm.Tick()))
@@ -211,6 +223,8 @@ class SimClient(Machine):
         assert sent_s is not None
         self._renewals.clear()
         self._opening.keep()
+        self._changed(*self._unheard)
+        self._unheard = []
         self.on(hm.Opened(sent_s, lost))
         for ino in list(self._declared):
             self._declared.pop(ino).keep(ino not in lost)
@@ -257,8 +271,7 @@ class SimClient(Machine):
         self.on(hm.Granted(given.ino, given.level, given.epoch, given.shared, asked))
         file = self.file(given.ino)
         if attr is not None and given.cache and self.holder.level(given.ino):
-            own = self.holder.level(given.ino) == WRITE and file.size[0] == self.holder.epoch(given.ino)
-            file.attr = (attr[0], file.size[1]) if own else attr
+            file.attr = self._known(given.ino, attr) if not self.changing[given.ino] else None
 
     def _do_go(self, effect: hm.Go) -> None:
         self._begun.pop(effect.op).keep(effect)
@@ -290,6 +303,7 @@ class SimClient(Machine):
         data, epoch = file.data, self.holder.epoch(ino)
         safe = list(file.unsafe)
         if data is None:
+            assert not file.unsafe, "data was dropped before it was written"
             return True
         give_up_s = self.now_s() + FLUSH_S
         while self.now_s() < give_up_s and self.files.get(ino) is file and file.data is not None:
@@ -307,6 +321,8 @@ class SimClient(Machine):
                     continue  # the power went between: written again
             if file.data is not None:
                 file.unsafe = [record for record in file.unsafe if record not in safe]
+                if all(record.row.op[2] in {"read", "size"} for record in file.unsafe):  # type: ignore[index]
+                    file.unsafe = []
             return True
         return file.data is None
 
@@ -526,11 +542,9 @@ class SimClient(Machine):
 
         def take(given: Given, attr: tuple[int, int]) -> None:
             self._take(given, attr)
-            file = self.file(ino)
-            own = self.holder.level(ino) == WRITE and file.size[0] == self.holder.epoch(ino)
-            known = (attr[0], file.size[1] if own else attr[1])
+            known = self._known(ino, attr)
             result[0] = (known[0], None) if given.shared or self.file(ino).direct else known
-            if given.cache and self.holder.level(ino) and not self.file(ino).direct:
+            if given.cache and self.holder.level(ino) and not self.file(ino).direct and not self.changing[ino]:
                 self.show((ino, "attr"), known)
 
         while result[0] is UNKNOWN:
@@ -544,33 +558,56 @@ class SimClient(Machine):
             length = len(answer[1])
         self._saw(ino, size, length)
 
+    def _known(self, ino: int, attr: tuple[int, int]) -> tuple[int, int]:
+        """What the MRC says, with our own last word."""
+        file = self.file(ino)
+        epoch = self.holder.word_epoch(ino)
+        return (attr[0], file.size[1]) if epoch and file.size[0] == epoch else attr
+
     def _attr(self, ino: int) -> Any:
         file = self.file(ino)
         if file.attr is None or file.direct:
             return UNKNOWN
-        if self.holder.level(ino) == WRITE and file.size[0] == self.holder.epoch(ino):
-            return file.attr[0], file.size[1]
-        return file.attr
+        return self._known(ino, file.attr)
 
     def chmod(self, ino: int, new_mode: int) -> Steps:
         """Change a file's mode."""
         record = self.record("file", ino, "chmod", new_mode)
 
         def take(given: Given, attr: tuple[int, int]) -> None:
+            self._changed(ino)
             self._take(given, attr)
-            if not given.cache:
-                self.file(ino).attr = None
-            self.kernel.pop((ino, "attr"), None)
 
+        self._changes(ino)
         answer = yield self.call("chmod", ino, new_mode, take=take)
-        self._done(record, answer, None)
+        self._done(record, answer, None, ino)
 
-    def _done(self, record: Record, answer: Any, result: Any) -> None:
-        if answer is None:
-            return  # nobody knows: it stays open for ever
-        if answer[0] == "ok":
+    def _changes(self, *keys: Any) -> None:
+        """Before we ask the MRC to change something: from when it does until we hear of it, others see what our caches do not."""
+        if not self.drops_what_it_changes:
+            return
+        for key in keys:
+            self.changing[key] += 1
+            if isinstance(key, int):
+                self.file(key).attr = None
+                self.kernel.pop((key, "attr"), None)
+            else:
+                self.names.pop(key, None)
+                self.kernel.pop(("name", key), None)
+        if DIR in keys:
+            self.changes = None
+
+    def _changed(self, *keys: Any) -> None:
+        if self.drops_what_it_changes:
+            self.changing.subtract(keys)
+
+    def _done(self, record: Record, answer: Any, result: Any, *keys: Any) -> None:
+        if answer is None:  # nobody knows: it stays open for ever. Until the session is open again the MRC may still do it
+            self._unheard += keys
+        elif answer[0] == "ok":
             self.returned(record, result)
         else:
+            self._changed(*keys)
             record.dropped = True
 
     def lookup(self, name: str) -> Steps:
@@ -597,7 +634,7 @@ class SimClient(Machine):
     def _keep_name(self, name: str, ino: int | None, *, named: bool) -> None:
         self.names.pop(name, None)
         self.kernel.pop(("name", name), None)
-        if named and self.holder.level(DIR):
+        if named and not self.changing[name] and self.holder.level(DIR):
             self.names[name] = ino
             self.show(("name", name), ino)
 
@@ -630,7 +667,7 @@ class SimClient(Machine):
     def _keep_changes(self, given: Given, changes: int) -> None:
         self.changes = None
         self.kernel.pop((DIR, "attr"), None)
-        if given.cache and self.holder.level(DIR):
+        if given.cache and self.holder.level(DIR) and not self.changing[DIR]:
             self.changes = changes
             self.show((DIR, "attr"), changes)
 
@@ -641,6 +678,7 @@ class SimClient(Machine):
         result: list[Any] = [None]
 
         def take(given: Given, ino: Any, changes: int, free: tuple[bool, ...], *more: Given) -> None:
+            self._changed(DIR, *names)
             self._take(given, None)
             for new in more:
                 self._take(new, (0, 0))
@@ -651,10 +689,11 @@ class SimClient(Machine):
                 for name, now, named in zip(names, after, free, strict=True):
                     self._keep_name(name, now, named=named)
 
+        self._changes(DIR, *names)
         self._directory_lock += 1
         answer = yield self.call(kind, *arguments, take=take)
         self._unlock_directory()
-        self._done(record, answer, result[0])
+        self._done(record, answer, result[0], DIR, *names)
 
     def with_lock(self, ino: int, owner: int, hold_s: float, check: Callable[[int], None]) -> Steps:
         """Take a write lock, hold it for a while, give it back."""
@@ -668,7 +707,8 @@ class SimClient(Machine):
         if answer is not None and answer[0] == "ok":
             yield self.sleep(hold_s)
             self.locks.pop(owner, None)
-            yield self.call("unlock", row)
+            while (yield self.call("unlock", row)) is None:
+                yield self.sleep(0.1)
 
     def has_lock(self, ino: int) -> list[int]:
         """Owners here who rightly believe that they have a lock of the file now."""
@@ -691,7 +731,11 @@ class SimClient(Machine):
         promise = self._declared[ino] = Promise()
         self.on(hm.Through(ino, level))
         agreed = yield promise
-        file.direct, file.data, file.attr = True, None, None
+        file.direct = True
+        if file.unsafe:  # written while we waited
+            agreed = agreed and (yield from self.write_out(ino, sync=False)) and not file.unsafe
+            self.on(hm.Cleaned(ino) if agreed else hm.GaveUp(ino))
+        file.data, file.attr = None, None
         self.kernel.pop((ino, "data"), None)
         self.kernel.pop((ino, "attr"), None)
         self.end(op)

@@ -105,8 +105,8 @@ class Giving:
             del held.waiting[op]
             note_served(held, level)
             self._go(op, held, level)
-        settled = not held.telling and (held.job is None or held.job.lost)
-        if held.waiting and self._open and settled and not held.asked:
+        # Not while a give-back runs, be it of what was lost: its last round would drop what came with a new lease.
+        if held.waiting and self._open and held.job is None and not held.telling and not held.asked:
             held.asked = max(held.waiting.values())
             self._out.append(Ask(held.ino, held.asked))
 

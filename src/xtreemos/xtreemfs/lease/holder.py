@@ -89,6 +89,18 @@ class Holder(Giving):
         held = self._held.get(ino)
         return held.epoch if held and WRITE in (held.level, held.shared) else 0
 
+    def word_epoch(self, ino: int) -> int:
+        """Tell under which epoch our own word on size and times counts more than the MRC's; 0: the MRC's counts.
+
+        That is the WRITE lease we have, or the one whose release the MRC has not answered: what arrives now was sent before it heard.
+        """
+        held = self._held.get(ino)
+        if held is None:
+            return 0
+        if held.releasing is not None and held.releasing.old_level == WRITE:
+            return held.releasing.old_epoch
+        return held.epoch if held.level == WRITE else 0
+
     def generation(self, ino: int) -> int:
         """Tell a number that no other lease of this inode ever has; -1 if nothing is known of it."""
         held = self._held.get(ino)
@@ -150,7 +162,7 @@ class Holder(Giving):
             self._drop_idle(held)
 
     def _lose(self, held: Held) -> None:
-        """The MRC gave it to others. Caches are dropped like after a recall, but there is nothing left to wait for before asking anew."""
+        """The MRC gave it to others. Caches are dropped as after a recall."""
         self._void(held)
         held.level, held.shared, held.releasing = NONE, NONE, None
         pending = held.job is not None and held.job.invalidating
