@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from xtreemos.errors import Unreachable, XosError
-from xtreemos.fabric.rpc import Peer
 from xtreemos.xtreemfs import calls
-from xtreemos.xtreemfs.directory import Directory
-from xtreemos.xtreemfs.model import Layout, OsdRecord
+from xtreemos.xtreemfs.model import Layout
 from xtreemos.xtreemfs.protocol import OsdDelete, OsdFence
+from xtreemos.xtreemfs.striping import OsdConnections
 
 log = logging.getLogger(__name__)
 
@@ -23,34 +21,17 @@ DELETE_BATCH: Final = 256
 BACKOFF_S: Final = 1.0
 BACKOFF_S_MAX: Final = 60.0
 
-Dial = Callable[[OsdRecord], Awaitable[Peer]]
-"""Connect to an OSD: the Unix socket of the own node, else TLS. Raises Unreachable."""
-
 
 class Osds:
-    """Connections to OSDs, made when first needed and again when lost."""
+    """Calls to OSDs over connections that come back."""
 
-    def __init__(self, directory: Directory, dial: Dial) -> None:
-        self._directory = directory
-        self._dial = dial
-        self._peers: dict[str, Peer] = {}
-        self._dialling: dict[str, asyncio.Lock] = {}
-
-    async def _peer(self, node: str) -> Peer:
-        async with self._dialling.setdefault(node, asyncio.Lock()):
-            peer = self._peers.get(node)
-            if peer is not None and not peer.is_lost:
-                return peer
-            record = self._directory.state.osds.get(node)
-            if record is None:
-                raise Unreachable(f"the directory knows no object server on {node}", "wait until it is back")
-            async with asyncio.timeout(CALL_S):
-                peer = self._peers[node] = await self._dial(record)
-            return peer
+    def __init__(self, connections: OsdConnections) -> None:
+        self._connections = connections
 
     async def _call(self, node: str, method: str, message: Any) -> Any:
         try:
-            peer = await self._peer(node)
+            async with asyncio.timeout(CALL_S):
+                peer = await self._connections.peer(node)
         except TimeoutError:
             raise Unreachable(f"the object server on {node} does not answer") from None
         return await peer.call(method, calls.params(message), timeout_s=CALL_S)
@@ -83,9 +64,7 @@ class Osds:
 
     async def close(self) -> None:
         """End all connections."""
-        for peer in self._peers.values():
-            peer.close()
-        self._peers.clear()
+        await self._connections.close()
 
 
 class Patience:

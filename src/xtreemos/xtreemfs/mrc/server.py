@@ -14,23 +14,22 @@ from typing import Any, Final
 
 import msgspec
 
-from xtreemos.errors import PermissionRefused, Unreachable, XosError
+from xtreemos.errors import PermissionRefused, XosError
 from xtreemos.fabric import rpc
-from xtreemos.fabric.rpc import Handler, Peer, ServerCall
+from xtreemos.fabric.rpc import Handler, ServerCall
 from xtreemos.foundation.files import write_atomically
 from xtreemos.vo.admission import Admission
 from xtreemos.vo.audit import Audit, AuditRecord
 from xtreemos.vo.model import Revocation
 from xtreemos.vo.revocation import RevocationSet
-from xtreemos.vo.tls import Gate, client_context, identify_node
-from xtreemos.vo.x509 import vo_dns
+from xtreemos.vo.tls import Gate, Identity
 from xtreemos.xtreemfs.capability import Signer
 from xtreemos.xtreemfs.credential import CredentialFolder
 from xtreemos.xtreemfs.directory import Directory, State
 from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.lease import locks
 from xtreemos.xtreemfs.lease import table_model as table
-from xtreemos.xtreemfs.model import Level, MrcRecord, OsdRecord
+from xtreemos.xtreemfs.model import Level, MrcRecord
 from xtreemos.xtreemfs.mrc import schema
 from xtreemos.xtreemfs.mrc.actors import Actors, Ticketed, VerifyTicket
 from xtreemos.xtreemfs.mrc.admin import Admin
@@ -46,6 +45,7 @@ from xtreemos.xtreemfs.mrc.state import State as Reading
 from xtreemos.xtreemfs.mrc.store import Lock, Store, open_store
 from xtreemos.xtreemfs.mrc.worker import Worker
 from xtreemos.xtreemfs.protocol import LockRow
+from xtreemos.xtreemfs.striping import OsdConnections
 from xtreemos.xtreemfs.ticket import chain_judge, verify_ticket
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class Server:
     def _wire(self, verify: VerifyTicket | None) -> None:
         store, directory = self.store, self._directory
         self.journal = Journal(store, self._on_broken)
-        self.worker = Worker(Osds(directory, self._dial))
+        self.worker = Worker(Osds(OsdConnections(directory, self._identity if self._credential is not None else None)))
         epoch = schema.unpack64(store.kv.get(schema.EPOCH) or bytes(8))
         reading = Reading(store.kv, store.seq)
         sessions = [row.client for row in reading.sessions()]
@@ -217,16 +217,9 @@ class Server:
                 log.warning("the directory's record %s cannot be read", key)
         self._revoked.synced = True
 
-    async def _dial(self, record: OsdRecord) -> Peer:
-        if (record.socket and record.node == self._directory.node) or self._credential is None:
-            return await rpc.connect_unix(Path(record.socket))
-        host, _colon, port = record.address.rpartition(":")
-        if not host:
-            raise Unreachable(f"the object server on {record.node} has no address")
-        identity = self._credential.identity
-        context = client_context(identity.trust, identity)
-        who = identify_node(identity.trust, time.time, record.node)
-        return await rpc.connect_tls(host.strip("[]"), int(port), context, vo_dns(self._directory.vo), identify=who)
+    def _identity(self) -> Identity:
+        assert self._credential is not None
+        return self._credential.identity
 
     # -- life ------------------------------------------------------------------------------------------------------------
 
