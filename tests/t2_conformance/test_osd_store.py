@@ -115,7 +115,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_write_is_told_and_leaves_no_dam
         assert caught.value.errno == errno.ENOSPC
         kit.disk.room_bytes = 1 << 40
         assert await kit.read(0, 99999) == DATA + DATA[:5000]
-        assert kit.store.damage == {}
+        assert kit.store.damage.rows == {}
 
     run(use)
 
@@ -153,7 +153,7 @@ def test_many_writers_and_readers_of_one_column_see_whole_writes_and_no_damage()
                     assert len(set(data[block * SUM_BYTES : (block + 1) * SUM_BYTES])) == 1
 
         await asyncio.gather(*(writer(number) for number in range(8)), reader(), reader())
-        assert kit.store.damage == {}
+        assert kit.store.damage.rows == {}
         await kit.clean()
         assert len(kit.shelf.ledger) == 0
 
@@ -200,7 +200,7 @@ def test_disks_are_what_they_promise(tmp_path, real):
     assert disk.space()[0] >= disk.space()[1] > 0
     file.close()
     assert disk.unlink("a0/x") > 0
-    assert disk.unlink("a0/x") == 0
+    assert disk.unlink("a0/x") is None
     assert disk.open("a0/x", create=False) is None
 
 

@@ -361,6 +361,27 @@ def test_a_descriptor_gives_the_file_itself_and_after_the_sync_its_sums_are_righ
     with_osds(tmp_path, use)
 
 
+def test_a_descriptor_that_outlives_the_osds_process_makes_no_damage(tmp_path):
+    async def use(osds):
+        file = osds.file()
+        await file.write(0, DATA)
+        fd = await file.descriptor(write=True)
+        await osds.end("n1")
+        os.pwrite(fd, b"while it was away", 0)
+        await osds.begin("n1")
+        await asyncio.sleep(0.3)  # its recovery finds the descriptor out
+        os.pwrite(fd, b"afterwards", SUM_BYTES)
+        assert await file.read(0, 17) == b"while it was away"
+        assert await file.read(SUM_BYTES, 10) == b"afterwards"
+        os.close(fd)
+        await file.sync()
+        await clean(osds)
+        assert await scrub(osds) == {"files": 1, "damaged": [], "torn": []}
+        assert (await raw(osds, "osd.status", p.OsdStatus()))["damaged"] == []
+
+    with_osds(tmp_path, use)
+
+
 def test_a_reader_gets_no_descriptor_for_writing(tmp_path):
     async def use(osds):
         with pytest.raises(FsError) as caught:

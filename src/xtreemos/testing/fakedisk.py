@@ -156,10 +156,10 @@ class FakeDisk:
             self.names[name] = _Inode()
         return FakeFile(self, self.names[name])
 
-    def unlink(self, name: str) -> int:
+    def unlink(self, name: str) -> int | None:
         """See `Disk`."""
         if name not in self.names:
-            return 0
+            return None
         if self.power.step():
             raise PowerCut
         return len(self.names.pop(name).now)
@@ -182,6 +182,10 @@ class FakeDisk:
     def walk(self) -> Iterator[tuple[str, int]]:
         """See `Disk`."""
         yield from [(name, len(inode.now)) for name, inode in self.names.items()]
+
+    def is_lent(self, _name: str) -> bool:
+        """See `Disk`; nobody else is here."""
+        return False
 
     def space(self) -> tuple[int, int]:
         """See `Disk`."""

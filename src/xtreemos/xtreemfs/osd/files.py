@@ -55,8 +55,8 @@ class Disk(Protocol):
     def open(self, name: str, *, create: bool) -> File | None:
         """Open for reading and writing; None if it does not exist and is not to be created."""
 
-    def unlink(self, name: str) -> int:
-        """Remove a name; returns the bytes that the file took, 0 if there was none."""
+    def unlink(self, name: str) -> int | None:
+        """Remove a name; returns the bytes that the file took, None if there was none."""
 
     def sync_names(self, folder: str) -> None:
         """Make names made or removed in `FOLDER` durable."""
@@ -66,6 +66,9 @@ class Disk(Protocol):
 
     def walk(self) -> Iterator[tuple[str, int]]:
         """All names with the bytes that the files take, in no order."""
+
+    def is_lent(self, name: str) -> bool:
+        """Whether somebody has the file open for writing; we must not ourselves."""
 
     def space(self) -> tuple[int, int]:
         """(bytes in all, bytes free for us)."""
@@ -177,13 +180,13 @@ class RealDisk:
             os.fsync(self._root)
             return RealFile(os.open(name, flags | os.O_CREAT, 0o600, dir_fd=self._root))
 
-    def unlink(self, name: str) -> int:
+    def unlink(self, name: str) -> int | None:
         """See `Disk`."""
         try:
             taken = os.stat(name, dir_fd=self._root, follow_symlinks=False).st_blocks * 512
             os.unlink(name, dir_fd=self._root)
         except FileNotFoundError:
-            return 0
+            return None
         return taken
 
     def sync_names(self, folder: str) -> None:
@@ -205,6 +208,10 @@ class RealDisk:
                 for entry in os.scandir(folder.path):
                     with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                         yield f"{folder.name}/{entry.name}", entry.stat(follow_symlinks=False).st_blocks * 512
+
+    def is_lent(self, name: str) -> bool:
+        """See `Disk`."""
+        return lent_for_writing(self.folder / name)
 
     def space(self) -> tuple[int, int]:
         """See `Disk`."""

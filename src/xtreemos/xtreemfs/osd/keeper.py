@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.osd.column import STEP_BYTES, Mismatch
+from xtreemos.xtreemfs.osd.lending import Lending
 from xtreemos.xtreemfs.osd.marks import gone_row
 from xtreemos.xtreemfs.osd.model import DamageRow, Key, key_of
 from xtreemos.xtreemfs.osd.shelf import Shelf
@@ -33,8 +34,11 @@ NAMES_STEP = 512
 class Scrub:
     """One pass over all columns: clean ones are compared with their sums, at most `bytes_s` bytes a second."""
 
-    def __init__(self, store: Store, *, bytes_s: int = SCRUB_BYTES_S, idle: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self, store: Store, lending: Lending, *, bytes_s: int = SCRUB_BYTES_S, idle: Callable[[], bool] = lambda: True
+    ) -> None:
         self._store = store
+        self._lending = lending
         self._bytes_s = bytes_s
         self._idle = idle
         self.files = 0
@@ -61,7 +65,7 @@ class Scrub:
                 if entry.column is None or shelf.ledger.is_lent(key):
                     return
                 if not entry.column.trusted:
-                    self.torn += await store.recover(entry)
+                    self.torn += await self._lending.recover(entry)
                     return
                 bad = await self._blocks(entry)
         except FsError as error:
@@ -70,7 +74,9 @@ class Scrub:
             if error.errno == errno.EIO:
                 self.damaged.append(DamageRow(*key, 0, "damaged", int(store.now())))
             return
-        self.damaged += await store.judged(shelf, key, bad)
+        rows = [DamageRow(*key, block, "damaged", int(store.now())) for block in bad]
+        await store.damage.scrubbed(shelf, key, rows)
+        self.damaged += rows
 
     async def _blocks(self, entry: Entry) -> list[int]:
         """Blocks of a clean column that do not fit."""
@@ -99,8 +105,9 @@ class Scrub:
 class Keeper:
     """Runs beside the service; `run` is for ever."""
 
-    def __init__(self, store: Store, last_request_s: Callable[[], float]) -> None:
+    def __init__(self, store: Store, lending: Lending, last_request_s: Callable[[], float]) -> None:
         self._store = store
+        self._lending = lending
         self._last_request_s = last_request_s
         self.scrubbing: Scrub | None = None
         self.scrubbed_at_s = store.now()
@@ -117,11 +124,12 @@ class Keeper:
                 for key in shelf.ledger.lent():
                     async with self._store.entry(key) as entry:
                         if entry.column is not None:
-                            await self._store.take_back(entry)
+                            await self._lending.take_back(entry)
                 if self._store.now() - last_all_s > SYNC_ALL_S / 2 or self._store.crowded(shelf):
                     await self._store.sync_all(shelf, older_s=0.0 if self._store.crowded(shelf) else SYNC_ALL_S / 2)
                     last_all_s = self._store.now()
                 await self._store.settle(shelf, quiet_s=0.0 if self._store.crowded(shelf) else QUIET_S)
+            await self._recover()  # what was in use when it was its turn
             await self._forget_gone()
             if self._is_idle() and self._store.now() - self.scrubbed_at_s > SCRUB_EVERY_S and self.scrubbing is None:
                 await self.scrub(lambda _done, _total, _damaged: None, idle=self._is_idle)
@@ -133,7 +141,7 @@ class Keeper:
         """Scrub now. FsError(EBUSY): a scrub is running."""
         if self.scrubbing is not None:
             raise FsError(errno.EBUSY, "a scrub is running already")
-        self.scrubbing = Scrub(self._store, idle=idle)
+        self.scrubbing = Scrub(self._store, self._lending, idle=idle)
         try:
             await self.scrubbing.run(tell)
             self.scrubbed_at_s = self._store.now()
@@ -153,8 +161,9 @@ class Keeper:
     async def _count(self) -> None:
         """How much the columns take."""
         for shelf in self._store.shelves:
-            taken = await self._store.thread(lambda shelf=shelf: sum(count for _name, count in shelf.disk.walk()))
-            self._store.space.used(taken)
+            rows = await self._store.thread(lambda shelf=shelf: list(shelf.disk.walk()))
+            self._store.space.used(sum(taken for _name, taken in rows))
+            self._store.columns += sum(key_of(name) is not None for name, _taken in rows)
 
     async def _recover(self) -> None:
         torn = 0
@@ -163,7 +172,7 @@ class Keeper:
                 try:
                     async with self._store.entry(key) as entry:
                         if entry.column is not None:
-                            torn += len(await self._store.recover(entry))
+                            torn += len(await self._lending.recover(entry))
                         else:
                             shelf.ledger.drop(key)
                 except FsError as error:

@@ -27,6 +27,7 @@ from xtreemos.xtreemfs.errors import CapabilityRefused
 from xtreemos.xtreemfs.model import OSD_BEAT_S, OsdRecord
 from xtreemos.xtreemfs.osd.disks import Disks
 from xtreemos.xtreemfs.osd.keeper import Keeper
+from xtreemos.xtreemfs.osd.lending import Lending
 from xtreemos.xtreemfs.osd.service import Service
 from xtreemos.xtreemfs.osd.space import Space
 from xtreemos.xtreemfs.osd.store import Store
@@ -61,10 +62,11 @@ class Server:
         self._disks = Disks(options.disks, vo=directory.vo, node=directory.node)
         self._space = Space(options.limit_bytes)
         self.store = Store(self._disks.shelves, self._space, boot=BOOT_FILE.read_text().strip())
+        lending = Lending(self.store)
         self.audit = Audit(options.audit or options.disks[0] / "audit.jsonl")
-        self.service = Service(self.store, directory, self.audit, single=not options.listen, now=time.time)
+        self.service = Service(self.store, lending, directory, self.audit, single=not options.listen, now=time.time)
         self.service.status = self._status
-        self.keeper = Keeper(self.store, lambda: self.service.last_request_s)
+        self.keeper = Keeper(self.store, lending, lambda: self.service.last_request_s)
         self._credential = CredentialFolder(options.credential) if options.credential is not None else None
         self._gate = Gate()
         self._servers: list[rpc.Server] = []
@@ -163,10 +165,11 @@ class Server:
             "total_bytes": record.total_bytes,
             "free_bytes": record.free_bytes,
             "used_bytes": self._space.used_bytes,
+            "files": self.store.columns,
             "state": record.state,
             "disks": [str(folder) for folder in self._disks.folders],
             "boot": self.store.boot,
-            "damage_count": self.store.damage_count,
+            "damage_count": self.store.damage.count,
             "dirty_columns": sum(len(shelf.ledger) for shelf in self._disks.shelves),
             "open_columns": self.store.open_count,
             "io_errors": self.store.io_errors,

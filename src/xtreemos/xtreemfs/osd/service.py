@@ -25,6 +25,7 @@ from xtreemos.xtreemfs.errors import CapabilityRefused, FsError
 from xtreemos.xtreemfs.model import FILE_BYTES_MAX, WIDTH_MAX, Capability, MrcRecord
 from xtreemos.xtreemfs.osd.blocks import sums_of
 from xtreemos.xtreemfs.osd.column import Column
+from xtreemos.xtreemfs.osd.lending import Lending
 from xtreemos.xtreemfs.osd.model import Key
 from xtreemos.xtreemfs.osd.store import Check, Store
 from xtreemos.xtreemfs.protocol import (
@@ -59,8 +60,11 @@ AUDIT_AGAIN_S = 60.0
 class Service:
     """Handlers for `fabric.rpc`. `single`: there is no TLS listener, so one machine is the whole grid and nodes are not compared."""
 
-    def __init__(self, store: Store, directory: Directory, audit: Audit, *, single: bool, now: Callable[[], float]) -> None:
+    def __init__(
+        self, store: Store, lending: Lending, directory: Directory, audit: Audit, *, single: bool, now: Callable[[], float]
+    ) -> None:
         self._store = store
+        self._lending = lending
         self._directory = directory
         self._audit = audit
         self._single = single
@@ -234,7 +238,7 @@ class Service:
 
     async def _sync(self, call: ServerCall) -> OsdWritten:
         message = message_of(call.params, OsdSync)
-        return self._written(await self._store.sync(*self._judge_read(call, message.rights, message.column)))
+        return self._written(await self._lending.sync(*self._judge_read(call, message.rights, message.column)))
 
     async def _stat(self, call: ServerCall) -> OsdWritten:
         message = message_of(call.params, OsdStat)
@@ -245,7 +249,7 @@ class Service:
         if call.caller.kind != "local":
             raise CapabilityRefused("descriptors are given to processes of this node only")
         capability = self._judge(call, message.rights, message.column, write=message.write)
-        descriptor, *found = await self._store.lend(
+        descriptor, *found = await self._lending.lend(
             Key(capability.ino, message.column),
             raised=Fence(capability.epoch if message.write else 0, capability.layout_version),
             check=lambda fence: check_fence(capability, fence, write=message.write),
@@ -277,7 +281,11 @@ class Service:
 
     async def _status(self, call: ServerCall) -> dict[str, Any]:
         message_of(call.params, OsdStatus)
-        return {**self.status(), "counters": dict(self.counters), "damaged": msgspec.to_builtins(list(self._store.damage.values()))}
+        return {
+            **self.status(),
+            "counters": dict(self.counters),
+            "damaged": msgspec.to_builtins(list(self._store.damage.rows.values())),
+        }
 
 
 def _check_range(at: int, length: int, length_max: int) -> None:

@@ -44,6 +44,8 @@ class Shelf:
             FsError(EIO): it should exist, with so many bytes, and does not. OSError: the disk failed.
         """
         mark = self.marks.mark(key)
+        trusted = known_here or (mark is not None and mark.clean)
+        lent = not trusted and self.disk.is_lent(data_name(key))  # asked first, or we would find ourselves
         data = self.disk.open(data_name(key), create=False)
         if data is None:
             if mark is not None:
@@ -53,9 +55,9 @@ class Shelf:
         assert sums is not None, "created"
         if mark is None or not sums.size()[0]:
             self.new_names.add(key)  # as far as we know: a process before us may have been killed before it synced them
-        clean = mark is not None and mark.clean
-        column = Column(data, sums, trusted=clean or known_here)
-        if clean and mark is not None and mark.length != column.length and not known_here:
+        column = Column(data, sums, trusted=trusted)
+        column.lent = lent
+        if mark is not None and mark.clean and mark.length != column.length and not known_here:
             column.close()
             raise FsError(errno.EIO, f"column {key.column} of file {key.ino:x} has {column.length} bytes, not {mark.length}")
         return column
@@ -110,15 +112,17 @@ class Shelf:
             rows[mark_row(Key(ino, column))] = None
         return rows
 
-    def remove(self, ino: int) -> int:
-        """Remove all columns of a file; nothing happens to what is not there. Returns the bytes that they took."""
-        freed = 0
+    def remove(self, ino: int) -> tuple[int, int]:
+        """Remove all columns of a file; nothing happens to what is not there. Returns (bytes that they took, how many they were)."""
+        freed = columns = 0
         for number in range(WIDTH_MAX):
             key = Key(ino, number)
-            freed += self.disk.unlink(data_name(key))
+            taken = self.disk.unlink(data_name(key))
+            if taken is not None:
+                freed, columns = freed + taken, columns + 1
             self.disk.unlink(sums_name(key))
             self.new_names.discard(key)
-        return freed
+        return freed, columns
 
     def fence_rows(self, ino: int, fence: Fence) -> Rows:
         """Rows that put up a fence."""

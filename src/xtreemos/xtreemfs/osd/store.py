@@ -10,13 +10,11 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 from xtreemos.xtreemfs.capability import Fence
@@ -24,9 +22,8 @@ from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.model import SUM_BYTES
 from xtreemos.xtreemfs.osd.column import Column, Mismatch
 from xtreemos.xtreemfs.osd.commits import Committer
-from xtreemos.xtreemfs.osd.files import RealDisk, lent_for_writing
-from xtreemos.xtreemfs.osd.marks import damage_row, encode
-from xtreemos.xtreemfs.osd.model import DamageRow, Key, data_name
+from xtreemos.xtreemfs.osd.damage import Damage
+from xtreemos.xtreemfs.osd.model import DamageRow, Key
 from xtreemos.xtreemfs.osd.shelf import Shelf
 from xtreemos.xtreemfs.osd.space import Space
 
@@ -46,8 +43,6 @@ THREADS = 4
 FENCES_MAX = 65536
 DIRTY_MAX = 100_000
 """Columns with changes that were not synced; more wait until a whole disk was synced."""
-DAMAGE_MAX = 10_000
-"""Damage rows kept in memory and told; more are counted."""
 
 
 @dataclass(eq=False, slots=True)
@@ -93,24 +88,22 @@ class Store:
         self.shelves = list(shelves)
         self.space = space
         self.now = now
-        self.damage: dict[tuple[int, int, int], DamageRow] = {}
-        self.damage_count = 0
         self.failed = 0
         """Failures of disks so far; each makes another `boot`, for what was not synced may be lost."""
         self.io_errors = 0
+        self.columns = 0
+        """How many there are, as far as they were counted."""
         self._boot = boot
         self._slow_until_s = 0.0
         self._commits = {shelf: Committer(shelf.marks.table) for shelf in self.shelves}
         self._entries: OrderedDict[Key, Entry] = OrderedDict()
-        self._right: dict[Key, int] = {}
+        self.right: dict[Key, int] = {}
         """Dirty columns whose sums this process knows to be right, with their lengths when they were last open."""
         self._fences: OrderedDict[int, Fence] = OrderedDict()
         self._gone: set[int] = {ino for ino, _at in self.shelves[0].marks.gone()}
+        self.damage = Damage(self.shelves, self.commit)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="osd")
         self._settled = asyncio.Event()
-        for shelf in self.shelves:
-            for row in shelf.marks.damage():
-                self._note(row)
 
     @property
     def boot(self) -> str:
@@ -147,8 +140,13 @@ class Store:
     async def load(self, entry: Entry) -> None:
         """Open the column of an entry that has none open, if there is one."""
         async with entry.lock:
+            entry.gone = entry.gone or entry.key.ino in self._gone  # what is deleted is not held open
             if entry.column is None and not entry.gone:
                 entry.shelf, entry.column = await self.thread(self._open, entry.key)
+                if entry.shelf is not None and entry.column is not None and not entry.column.trusted:
+                    entry.shelf.ledger.found(entry.key)
+                    if entry.column.lent:
+                        entry.shelf.ledger.lend(entry.key, lent=True)
 
     def release(self, entry: Entry) -> None:
         """One user less."""
@@ -160,7 +158,7 @@ class Store:
 
     def _open(self, key: Key) -> tuple[Shelf | None, Column | None]:
         for shelf in self.shelves:
-            column = shelf.open(key, known_here=key in self._right)
+            column = shelf.open(key, known_here=key in self.right)
             if column is not None:
                 return shelf, column
         return None, None
@@ -175,8 +173,8 @@ class Store:
     def _drop(self, key: Key, entry: Entry) -> None:
         del self._entries[key]
         if entry.column is not None:
-            if key in self._right:
-                self._right[key] = entry.column.length
+            if key in self.right:
+                self.right[key] = entry.column.length
             entry.column.close()
             entry.column = None
 
@@ -230,7 +228,7 @@ class Store:
             check(self.fence(key.ino, column))
             if column is None:
                 return memoryview(b""), ()
-            with self._disk_errors(entry):
+            with self.disk_errors(entry):
                 try:
                     if length <= INLINE_BYTES:
                         found = column.read(at, length, wait=False)
@@ -246,49 +244,25 @@ class Store:
         column = entry.column
         if column is None:
             return memoryview(b""), ()
-        while True:
-            try:
-                return _sure(await self.thread(column.read, at, length))
-            except Mismatch as mismatch:
-                before = column.length
-                await self._judge(entry, column, mismatch.bad)
-                if column.length == before == 0:
-                    raise FsError(errno.EIO, "the column cannot be read") from mismatch
+        try:
+            return _sure(await self.thread(column.read, at, length))
+        except Mismatch as mismatch:
+            await self._judge(entry, column, mismatch.bad)
+        # Of a column that somebody may be writing by passthrough: what is there, with the sums of that.
+        return _sure(await self.thread(lambda: column.read(at, length, verify=False)))
 
     async def _judge(self, entry: Entry, column: Column, bad: list[int]) -> None:
         """Blocks do not fit: damage if the column is trusted, else what a crash or a passthrough writer left; taken."""
         assert entry.shelf is not None
         if column.trusted:
-            await self._report(entry.shelf, [DamageRow(*entry.key, block, "damaged", int(self.now())) for block in bad])
+            await self.damage.report(entry.shelf, [DamageRow(*entry.key, block, "damaged", int(self.now())) for block in bad])
             raise FsError(
                 errno.EIO, f"block {bad[0]} of column {entry.key.column} of file {entry.key.ino:x} is damaged on its disk"
             )
         lent = entry.shelf.ledger.is_lent(entry.key)
         await self.thread(_take, column, bad)
         if not lent:
-            await self._report(entry.shelf, [DamageRow(*entry.key, block, "torn", int(self.now())) for block in bad])
-
-    async def _report(self, shelf: Shelf, rows: list[DamageRow]) -> None:
-        fresh = [row for row in rows if (row.ino, row.column, row.block) not in self.damage]
-        for row in fresh:
-            self._note(row)
-            log.log(
-                logging.ERROR if row.kind == "damaged" else logging.INFO,
-                "block %d of column %d of file %x is %s",
-                row.block,
-                row.column,
-                row.ino,
-                "damaged" if row.kind == "damaged" else "torn: written, not synced, before a crash; taken as it is",
-            )
-        try:
-            await self.commit(shelf, {damage_row(Key(row.ino, row.column), row.block): encode(row) for row in fresh})
-        except OSError as error:
-            log.warning("damage could not be noted on the disk: %s", error)
-
-    def _note(self, row: DamageRow) -> None:
-        self.damage_count += 1
-        if len(self.damage) < DAMAGE_MAX:
-            self.damage[row.ino, row.column, row.block] = row
+            await self.damage.report(entry.shelf, [DamageRow(*entry.key, block, "torn", int(self.now())) for block in bad])
 
     # ----------------------------------------------------------------------------------------------------------- changing
 
@@ -324,7 +298,7 @@ class Store:
                 raise FsError(errno.ESTALE, f"file {key.ino:x} was deleted")
             if entry.column is None and not create:
                 return 0, 0
-            with self._disk_errors(entry):
+            with self.disk_errors(entry):
                 self.space.admit(entry.shelf, _cost(entry.column, *reach))
                 column = await self._ready_to_change(entry)
                 before = column.blocks
@@ -363,20 +337,27 @@ class Store:
         if entry.column is None:
             entry.shelf = self.space.choose(self.shelves)
             entry.column = await self.thread(entry.shelf.create, entry.key)
-            self._right[entry.key] = 0
+            self.columns += 1
+            self.right[entry.key] = 0
         shelf = entry.shelf
-        assert shelf is not None
-        ledger = shelf.ledger
-        while ledger.is_settling(entry.key) or len(ledger) > DIRTY_MAX:
-            await self._settled.wait()
-        rows = shelf.rows_before_change(entry.key)
-        if rows:
-            await self.commit(shelf, dict(rows))
-        ledger.marked(entry.key)
-        ledger.changed(entry.key, self.now())
+        assert shelf is not None, "an open column is on a shelf"
+        await self.begin_change(entry, shelf)
         if entry.column.trusted:
-            self._right[entry.key] = 0
+            self.right[entry.key] = 0
         return entry.column
+
+    async def begin_change(self, entry: Entry, shelf: Shelf) -> None:
+        """Have a durable dirty mark, if one is needed, and count a change as begun. The caller holds the entry's lock."""
+        ledger, key = shelf.ledger, entry.key
+        while True:
+            while ledger.is_settling(key) or len(ledger) > DIRTY_MAX:
+                await self._settled.wait()
+            rows = shelf.rows_before_change(key)
+            await self.commit(shelf, dict(rows))
+            if not ledger.is_settling(key):  # a clean mark may have been begun behind ours
+                break
+        ledger.marked(key)
+        ledger.changed(key, self.now())
 
     async def sync(self, key: Key, check: Check) -> tuple[int, int]:
         """Make a column durable; returns (length, blocks). FsError(EIO): unsynced bytes may be lost, `boot` has changed."""
@@ -385,17 +366,12 @@ class Store:
             check(self.fence(key.ino, column))
             if column is None or shelf is None:
                 return 0, 0
-            lent = shelf.ledger.is_lent(key)
             changes = shelf.ledger.changes(key)
-            if changes or lent:
-                with self._disk_errors(entry, sync=True):
+            if changes:
+                with self.disk_errors(entry, sync=True):
                     await self.thread(shelf.sync, key, column)
                 shelf.ledger.synced(key, changes)
-            if lent:
-                await self.take_back(entry)
-                entry.column = entry.column or column
-                entry.column.refresh()
-                column = entry.column
+            column.refresh()
             return column.length, column.blocks
 
     async def stat(self, key: Key, check: Check) -> tuple[int, int]:
@@ -413,68 +389,8 @@ class Store:
             check(self.fence(key.ino, entry.column))
             if entry.column is None:
                 return -1
-            with self._disk_errors(entry):
+            with self.disk_errors(entry):
                 return await self.thread(entry.column.seek, at, what)
-
-    # -------------------------------------------------------------------------------------------------------- descriptors
-
-    async def lend(self, key: Key, *, raised: Fence, check: Check, write: bool) -> tuple[int, int, int]:
-        """Open a column's file for somebody else: (descriptor, length, blocks). With `write` its sums count for nothing until it is back."""
-
-        def nothing(_column: Column) -> None:
-            return
-
-        async with self.entry(key) as entry:
-            if write or entry.column is None:
-                await self.change(key, nothing, raised=raised, check=check)
-            async with entry.lock:
-                shelf, column = entry.shelf, entry.column
-                if shelf is None or column is None or not isinstance(shelf.disk, RealDisk):
-                    raise FsError(errno.ESTALE, f"file {key.ino:x} was deleted")
-                check(self.fence(key.ino, column))
-                if write:
-                    while shelf.ledger.is_settling(key):
-                        await self._settled.wait()
-                    rows = shelf.rows_before_change(key)
-                    if rows:
-                        await self.commit(shelf, dict(rows))
-                    shelf.ledger.marked(key)
-                    shelf.ledger.changed(key, self.now())
-                    shelf.ledger.finished(key)
-                    shelf.ledger.lend(key, lent=True)
-                    column.trusted = False
-                    self._right.pop(key, None)
-                flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW
-                with self._disk_errors(entry):
-                    descriptor = os.open(self._path(shelf, key), flags)
-                column.refresh()
-                return descriptor, column.length, column.blocks
-
-    @staticmethod
-    def _path(shelf: Shelf, key: Key) -> Path:
-        assert isinstance(shelf.disk, RealDisk), "descriptors are of the kernel's files"
-        return shelf.disk.folder / data_name(key)
-
-    async def take_back(self, entry: Entry) -> bool:
-        """If nobody has a lent column open for writing any more, make its sums of what is there; returns whether it is back."""
-        key, shelf = entry.key, entry.shelf
-        assert shelf is not None
-        async with entry.lock:
-            if not shelf.ledger.is_lent(key) or entry.users > 1 or entry.column is None:
-                return False
-            entry.column.close()  # or we would find ourselves
-            entry.column = None
-            with self._disk_errors(entry):
-                lent = await self.thread(lent_for_writing, self._path(shelf, key))
-                column = entry.column = await self.thread(shelf.open, key)
-                if lent or column is None:
-                    return False
-                shelf.ledger.changed(key, self.now())
-                await self.thread(shelf.recover, key, column, int(self.now()))
-            shelf.ledger.finished(key)
-            shelf.ledger.lend(key, lent=False)
-            self._right[key] = 0
-            return True
 
     # ------------------------------------------------------------------------------------------------------------ removing
 
@@ -492,7 +408,9 @@ class Store:
             for ino in fresh:
                 rows |= shelf.rows_of_gone(ino, now_s)
             await self.commit(shelf, rows)
-            self.space.used(-await self.thread(_remove, shelf, fresh))
+            freed, columns = await self.thread(_remove, shelf, fresh)
+            self.space.used(-freed)
+            self.columns -= columns
         for ino in fresh:
             self._fences.pop(ino, None)
         self._forget(set(fresh))
@@ -501,9 +419,8 @@ class Store:
         for shelf in self.shelves:
             for key in shelf.ledger.of_files(inos):
                 shelf.ledger.drop(key)
-                self._right.pop(key, None)
-        for name in [name for name in self.damage if name[0] in inos]:
-            del self.damage[name]
+                self.right.pop(key, None)
+        self.damage.forget(inos)
 
     def forget_gone(self, inos: Iterable[int]) -> None:
         """Deleted files that nobody can have a capability of any more."""
@@ -513,39 +430,7 @@ class Store:
 
     def unsure(self, shelf: Shelf) -> list[Key]:
         """Columns that a crash left dirty and nobody compared with their sums yet."""
-        return shelf.ledger.unsure(self._right)
-
-    async def recover(self, entry: Entry) -> list[DamageRow]:
-        """Compare a column that was found dirty with its sums and take what does not fit, told as torn."""
-        async with entry.lock:
-            key, shelf, column = entry.key, entry.shelf, entry.column
-            if shelf is None or column is None or column.trusted or entry.gone:
-                return []
-            with self._disk_errors(entry):
-                if isinstance(shelf.disk, RealDisk) and entry.users == 1:
-                    entry.column = None
-                    column.close()  # or we would find ourselves
-                    lent = await self.thread(lent_for_writing, self._path(shelf, key))
-                    entry.column = column = await self.thread(shelf.open, key)
-                    if lent or column is None:  # a client of ours outlived us and still writes
-                        shelf.ledger.found(key)
-                        shelf.ledger.lend(key, lent=lent)
-                        return []
-                shelf.ledger.found(key)
-                torn = await self.thread(shelf.recover, key, column, int(self.now()))
-            self._right[key] = 0
-            await self._report(shelf, torn)
-            return torn
-
-    async def judged(self, shelf: Shelf, key: Key, bad: list[int]) -> list[DamageRow]:
-        """What a scrub found in a clean column: damage is told, what is damaged no more is forgotten."""
-        stale = [row for name, row in self.damage.items() if name[:2] == tuple(key) and row.block not in bad]
-        for row in stale:
-            del self.damage[row.ino, row.column, row.block]
-        rows = [DamageRow(*key, block, "damaged", int(self.now())) for block in bad]
-        await self.commit(shelf, {damage_row(key, row.block): None for row in stale})
-        await self._report(shelf, rows)
-        return rows
+        return shelf.ledger.unsure(self.right)
 
     def crowded(self, shelf: Shelf) -> bool:
         """Whether writers wait, or soon will, for a sync of the whole disk."""
@@ -561,8 +446,8 @@ class Store:
             entry = self._entries.get(key)
             if entry is not None and entry.column is not None and entry.column.trusted:
                 lengths[key] = entry.column.length
-            elif key in self._right and (entry is None or entry.column is None):
-                lengths[key] = self._right[key]
+            elif key in self.right and (entry is None or entry.column is None):
+                lengths[key] = self.right[key]
             else:
                 unknown.append(key)
         shelf.ledger.settled(unknown, durable=False)
@@ -576,7 +461,7 @@ class Store:
             shelf.ledger.settled(lengths, durable=durable)
             if durable:
                 for key in lengths:
-                    self._right.pop(key, None)
+                    self.right.pop(key, None)
             self._settled.set()
             self._settled = asyncio.Event()
         return len(lengths) if durable else 0
@@ -608,7 +493,7 @@ class Store:
     # -------------------------------------------------------------------------------------------------------------- errors
 
     @contextlib.contextmanager
-    def _disk_errors(self, entry: Entry, *, sync: bool = False) -> Iterator[None]:
+    def disk_errors(self, entry: Entry, *, sync: bool = False) -> Iterator[None]:
         """Translate what a disk says; a bad disk is remembered."""
         try:
             yield
@@ -645,5 +530,6 @@ def _take(column: Column, bad: list[int]) -> None:
     column.retake([block for block in bad if block * SUM_BYTES < column.length])
 
 
-def _remove(shelf: Shelf, inos: list[int]) -> int:
-    return sum(shelf.remove(ino) for ino in inos)
+def _remove(shelf: Shelf, inos: list[int]) -> tuple[int, int]:
+    freed = [shelf.remove(ino) for ino in inos]
+    return sum(row[0] for row in freed), sum(row[1] for row in freed)
