@@ -102,7 +102,7 @@ def test_names_of_columns_are_read_back_and_sums_are_no_columns(ino, column):
 def test_parts_of_blocks_are_the_range(at, length):
     found = list(blocks.parts(at, length))
     assert sum(take for _block, _inside, take in found) == length
-    assert all(0 < take and inside + take <= 16384 for _block, inside, take in found)
+    assert all(take > 0 and inside + take <= 16384 for _block, inside, take in found)
     place = at
     for block, inside, take in found:
         assert block * 16384 + inside == place
