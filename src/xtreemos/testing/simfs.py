@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from xtreemos.testing.linearize import UNKNOWN, Model, Row, Violation, check
+from xtreemos.testing.linearize import UNKNOWN, Model, Row, check
 from xtreemos.testing.simfs_client import Record, SimClient, Steps
 from xtreemos.testing.simfs_net import Net, Promise, Sim
 from xtreemos.testing.simfs_servers import FIRST_NEW, READ, WRITE, SimMrc, SimOsd
@@ -71,7 +71,7 @@ def dir_step(state: tuple[int, tuple[tuple[str, int], ...]], op: Any, result: An
     if kind == "lookup":
         return state if result is UNKNOWN or result == names.get(argument) else None
     first = names.get(argument[0])
-    done = argument[1] if kind == "create" else first
+    done: Any = argument[1] if kind == "create" else first
     if (kind == "create") == (first is not None):
         done = "EEXIST" if kind == "create" else "ENOENT"
     if result not in (UNKNOWN, done):
@@ -149,7 +149,7 @@ class World:
         if client.life != life:
             done.keep()
         elif not done.done:
-            self.sim.after(1.0, lambda: self._unless_dead(client, life, done))
+            self.sim.after(2.0, lambda: self._unless_dead(client, life, done))
 
     def _ended(self) -> None:
         self.running -= 1
@@ -202,7 +202,9 @@ class World:
         osd = self.random.choice(self.osds)
         server = self.random.choice((self.mrc, self.mrc, osd))
         for_s = self.random.choice((0.3, 2.0, 8.0, 14.0, 20.0))
-        kind = self.random.choice(("cut", "cut", "part", "part", "slow", "freeze", "freeze", "daemon", "crash", "mrc", "osd", "fence"))
+        kind = self.random.choice(
+            ("cut", "cut", "part", "part", "slow", "freeze", "freeze", "daemon", "crash", "mrc", "osd", "fence")
+        )
         if kind == "cut":
             for link in [link for link in client.links if server in link.ends]:
                 link.cut()
@@ -263,10 +265,11 @@ class World:
         self.sim.run(self.plan.rough_s + HEALED_S_MAX, done=lambda: not self.running)
         if self.running:
             raise Broken(f"{self.running} programs wait for ever: {[record.row for record in self.history if self._waits(record)]}")
+        before = len(self.history)
         for ino in range(THROUGH_INO, THROUGH_INO + self.plan.files):
             self.clients[0].run(self.clients[0].read(ino))
             self.clients[0].run(self.clients[0].stat(ino))
-        self.sim.run(self.sim.now_s + 20.0)
+        self.sim.run(self.sim.now_s + 20.0, done=lambda: not any(map(self._waits, self.history[before:])))
         rows = self.history_rows()
         for model, what in ((FILES, "file"), (DIRECTORY, "dir")):
             violation = check([row for row in rows if row.op[0] == what], model)  # type: ignore[index]
@@ -287,7 +290,9 @@ class World:
                 continue
             if record.lost_of is not None:
                 ino, client = record.lost_of
-                until = min((time for time, i, c in self.fences if (i, c) == (ino, client) and time >= row.invoked_at), default=None)
+                until = min(
+                    (time for time, i, c in self.fences if (i, c) == (ino, client) and time >= row.invoked_at), default=None
+                )
                 row = replace(row, returned_at=until, result=UNKNOWN, optional=True)
             rows.append(row)
         return rows

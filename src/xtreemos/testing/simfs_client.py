@@ -14,7 +14,7 @@ from typing import Any
 
 from xtreemos.testing.linearize import UNKNOWN, Row
 from xtreemos.testing.simfs_net import Link, Machine, Net, Promise
-from xtreemos.testing.simfs_servers import DIR, NONE, READ, WRITE, Data, SimMrc, SimOsd
+from xtreemos.testing.simfs_servers import DIR, NONE, READ, TICK_S, WRITE, Data, SimMrc, SimOsd
 from xtreemos.xtreemfs.lease import holder_model as hm
 from xtreemos.xtreemfs.lease import table_model as tm
 from xtreemos.xtreemfs.lease.holder import Holder
@@ -27,7 +27,6 @@ CONNECT_S = 0.2
 SILENCE_S = 5.0
 """A request that is not answered for so long breaks its connection."""
 FLUSH_S = 25.0
-IO_ERROR = "EIO"
 
 
 @dataclass(slots=True, eq=False)
@@ -152,7 +151,7 @@ class SimClient(Machine):
 
     def _tick(self) -> None:
         self.daemon(lambda: self.on(hm.Tick()))
-        self.later(0.5, self._tick)
+        self.later(TICK_S, self._tick)
 
     def receive(self, link: Link, message: Any) -> None:
         """Take a message."""
@@ -345,7 +344,11 @@ class SimClient(Machine):
             file = self.file(ino)
             file.data, file.attr = None, None
         keys: list[Any] = [(ino, "attr"), (ino, "data")] if effect.level == NONE or ino == DIR else []
-        keys += [("name", name.decode()) for name in effect.names] if effect.level else [key for key in self.kernel if ino == DIR and key[0] == "name"]
+        keys += (
+            [("name", name.decode()) for name in effect.names]
+            if effect.level
+            else [key for key in self.kernel if ino == DIR and key[0] == "name"]
+        )
 
         def kernel_dropped() -> None:
             if self.entries_need_lock and any(key[0] == "name" for key in keys) and self._directory_lock:
@@ -618,7 +621,7 @@ class SimClient(Machine):
             ino = self.names.get(name, UNKNOWN)
         result: list[Any] = [ino]
 
-        def take(given: Given, found: int | None, named: bool) -> None:  # noqa: FBT001  # a message's field
+        def take(given: Given, found: int | None, named: bool) -> None:  # a message's field
             self._take(given, None)
             result[0] = found
             self._keep_name(name, found, named=named)

@@ -24,6 +24,7 @@ Data = tuple[str, ...]
 DIR = 1
 FIRST_NEW = 1000
 RETRY_S = 0.3
+TICK_S = 1.0
 
 
 class SimOsd(Machine):
@@ -96,7 +97,9 @@ class SimMrc(Machine):
 
     lookups_wait = False
 
-    def __init__(self, net: Net, osd_of: Callable[[int], SimOsd], fenced: Callable[[int, str], None], is_dead: Callable[[str], bool]) -> None:
+    def __init__(
+        self, net: Net, osd_of: Callable[[int], SimOsd], fenced: Callable[[int, str], None], is_dead: Callable[[str], bool]
+    ) -> None:
         super().__init__(net.sim, "mrc")
         self.net, self._osd_of, self._tell_fenced = net, osd_of, fenced
         self.is_dead = is_dead
@@ -113,7 +116,8 @@ class SimMrc(Machine):
         """Begin a life with what is on disk."""
         self.alive = True
         writers = [
-            msg if msg.ino not in self.store.fencing else tm.Writer(msg.ino, "", msg.epoch, msg.through) for msg in self.store.writers.values()
+            msg if msg.ino not in self.store.fencing else tm.Writer(msg.ino, "", msg.epoch, msg.through)
+            for msg in self.store.writers.values()
         ]
         self.table = Table(self.now_s(), sessions=self.store.sessions, writers=writers)
         self.locks = lk.Locks(grace=self.table.in_grace)
@@ -132,7 +136,7 @@ class SimMrc(Machine):
             if row.through and self.is_dead(client):  # its node's OSD saw that process die
                 self.store.writers[ino, client] = tm.Writer(ino, client, row.epoch)
                 self.on(tm.ThroughGone(client, ino))
-        self.later(0.5, self._tick)
+        self.later(TICK_S, self._tick)
 
     def on(self, event: tm.Event) -> None:
         """Feed the table and carry out what it says, in order; what that leads to comes after it."""
@@ -196,7 +200,9 @@ class SimMrc(Machine):
         if WRITE not in {after.level, after.shared} and not release.through:
             self.store.writers.pop((release.ino, link.client), None)
         elif release.through:
-            self.store.writers[release.ino, link.client] = tm.Writer(release.ino, link.client, self.store.epochs.get(release.ino, 0), release.through)
+            self.store.writers[release.ino, link.client] = tm.Writer(
+                release.ino, link.client, self.store.epochs.get(release.ino, 0), release.through
+            )
         link.send(self, ("released", (release.ino,)))
 
     def _request(self, link: Link, message: Any) -> None:
@@ -308,7 +314,9 @@ class SimMrc(Machine):
 
     def _answer(self, effect: tm.Answer) -> None:
         link, (request_id, *_request) = self._asked.pop(effect.op)
-        link.send(self, ("reply", request_id, "ok", effect.given[0], *self._answers.pop(effect.op), *effect.given[1:]), self._disk_s())
+        link.send(
+            self, ("reply", request_id, "ok", effect.given[0], *self._answers.pop(effect.op), *effect.given[1:]), self._disk_s()
+        )
 
     def _disk_s(self) -> float:
         return 0.02 if self.sim.random.random() < 0.1 else 0.0
@@ -323,7 +331,10 @@ class SimMrc(Machine):
     def _opened(self, effect: tm.Opened) -> None:
         self.store.sessions.add(effect.client)
         for key in [key for key in self.store.writers if key[1] == effect.client]:
-            if WRITE not in {(held := self.table.held(effect.client, key[0])).level, held.shared} and not self.store.writers[key].through:
+            if (
+                WRITE not in {(held := self.table.held(effect.client, key[0])).level, held.shared}
+                and not self.store.writers[key].through
+            ):
                 del self.store.writers[key]
         lost: list[LockRow] = []
         for answer in self.locks.on(lk.Reclaim(effect.client, self._claimed_locks)):
@@ -390,7 +401,9 @@ class SimMrc(Machine):
             yield self.sleep(RETRY_S)
         self.store.sizes[effect.ino] = len(answer[1])
         self.store.fencing.pop(effect.ino, None)
-        for key in [key for key, row in self.store.writers.items() if key[0] == effect.ino and row.epoch < epoch and not row.through]:
+        for key in [
+            key for key, row in self.store.writers.items() if key[0] == effect.ino and row.epoch < epoch and not row.through
+        ]:
             del self.store.writers[key]
         self._tell_fenced(effect.ino, effect.client)
         self.on(tm.Fenced(effect.ino))

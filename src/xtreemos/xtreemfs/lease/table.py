@@ -116,7 +116,9 @@ class Table(Queues):
         inode = self._inodes.setdefault(row.ino, Inode())
         session = self._sessions.get(row.client)
         if session is None and row.through:  # its kernel may still use the OSD's file: nobody may cache
-            session = self._sessions[row.client] = Session(row.client, self._now_s, live=False, connected=False, forget_s=self._now_s + LAPSED_S)
+            session = self._sessions[row.client] = Session(
+                row.client, self._now_s, live=False, connected=False, forget_s=self._now_s + LAPSED_S
+            )
         if session is None or not session.live:  # being fenced when we went down, or it had lapsed: it cannot come back for it
             inode.fencing += 1
             self._out.append(Fence(row.ino, row.client, row.epoch, bool(row.through)))
@@ -163,7 +165,9 @@ class Table(Queues):
             restored = holding.restored
             if not _agree(holding, claimed.pop(ino, None)):
                 lost.append(ino)
-            self._inodes[ino].unsized |= restored and holding.level < WRITE  # maybe it wrote shared, maybe its last word was not kept
+            self._inodes[ino].unsized |= (
+                restored and holding.level < WRITE
+            )  # maybe it wrote shared, maybe its last word was not kept
             self._ask_size(ino, self._inodes[ino])
             self._settle(session, ino)
         for claim in claimed.values():
