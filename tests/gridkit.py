@@ -101,6 +101,50 @@ class Shell(pexpect.spawn):
         self.close(force=True)
 
 
+class HomeFile:
+    """The part of pathlib.Path that tests use, done by the user's own commands on a node."""
+
+    def __init__(self, grid: Grid, node: str, name: str, user: str) -> None:
+        self.grid, self.node, self.name, self.user = grid, node, name, user
+
+    def __truediv__(self, name: str) -> HomeFile:
+        return HomeFile(self.grid, self.node, f"{self.name}/{name}", self.user)
+
+    def _do(self, script: str, data: bytes = b"") -> bytes:
+        words = self.grid.inside(self.node, "sh", "-c", f"cd && {script}", "sh", self.name, user=self.user)
+        done = subprocess.run(words, env=self.grid.env, input=data, capture_output=True, check=False, timeout=WAIT_S)
+        if done.returncode:
+            raise FileNotFoundError(f"{self.name} on {self.node}: {done.stderr.decode()}")
+        return done.stdout
+
+    def exists(self) -> bool:
+        return self._do('test -e "$1" && echo yes || echo no') == b"yes\n"
+
+    def read_bytes(self) -> bytes:
+        return self._do('cat "$1"')
+
+    def read_text(self) -> str:
+        return self.read_bytes().decode()
+
+    def write_bytes(self, data: bytes) -> None:
+        self._do('cat > "$1"', data)
+
+    def write_text(self, text: str) -> None:
+        self.write_bytes(text.encode())
+
+    def touch(self) -> None:
+        self._do('touch "$1"')
+
+    def chmod(self, mode: int) -> None:
+        self._do(f'chmod {mode:o} "$1"')
+
+    def mkdir(self) -> None:
+        self._do('mkdir "$1"')
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        self._do(f'rm {"-f" if missing_ok else ""} "$1"')
+
+
 class Grid:
     """The lab, as root of the host sees it."""
 
@@ -154,6 +198,10 @@ class Grid:
     def file(self, node: str, path: str) -> Path:
         """A node's file as the host sees it."""
         return Path(f"/proc/{self.init_pid(node)}/root{path}")
+
+    def home(self, node: str, name: str, user: str = USER) -> HomeFile:
+        """A file in a user's home, seen from a node as that user; root of the machine has no right to look into it."""
+        return HomeFile(self, node, name, user)
 
     def pid(self, node: str, service: str) -> int:
         """Process id, inside the node, of one of its services; 0 while it is not running."""

@@ -25,7 +25,7 @@ def state(grid, job):
 @pytest.fixture
 def held(grid):
     """A name of a file on n2; jobs may wait until it is there. It is made at the end, so that none stays."""
-    path = grid.file("n2", "/home/alice.demo/release")
+    path = grid.home("n2", "release")
     path.unlink(missing_ok=True)
     yield path
     path.touch()

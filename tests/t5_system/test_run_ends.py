@@ -91,9 +91,14 @@ def test_umask_folder_limits_and_niceness_are_carried(grid):
 
 
 def test_a_folder_that_is_not_there_is_replaced_by_home_and_said(grid):
-    done = grid.sh("mkdir -p ~/only-here; cd ~/only-here; r pwd")
+    done = grid.sh("mkdir -p /tmp/only-here; cd /tmp/only-here; r pwd")
     assert done.stdout == b"/home/alice.demo\n"
-    assert b"cannot enter /home/alice.demo/only-here here" in done.stderr
+    assert b"cannot enter /tmp/only-here here" in done.stderr
+
+
+def test_a_program_starts_in_the_same_folder_and_finds_what_was_written_before_and_leaves_what_it_writes(grid):
+    done = grid.sh("rm -rf ~/here; mkdir ~/here; cd ~/here; echo before > f; r sh -c 'pwd; cat f; echo after >> f'; cat f; cd; rm -r here")
+    assert (done.stdout, done.stderr) == (b"/home/alice.demo/here\nbefore\nbefore\nafter\n", b"")
 
 
 def test_environment_is_carried_minus_what_is_unsafe(grid):
@@ -185,7 +190,7 @@ def test_what_cannot_be_is_refused_in_one_line_and_not_started(grid, words, code
 def test_the_owner_s_policy_refuses_with_77_and_a_reason(grid):
     policy = grid.file("n2", "/var/lib/xtreemos/node/policy.cedar")
     before = policy.read_text() if policy.exists() else None
-    grid.file("n2", "/home/alice.demo/started").unlink(missing_ok=True)
+    grid.home("n2", "started").unlink(missing_ok=True)
     try:
         policy.write_text('@why("no games here") forbid(principal == User::"alice", action, resource);\n')
         done = grid.sh("r -- touch /home/alice.demo/started")

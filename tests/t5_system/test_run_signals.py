@@ -32,10 +32,10 @@ def tree(grid, mark):
 
 @pytest.mark.parametrize("options", ["", "-T"], ids=["terminal", "pipes"])
 def test_every_signal_reaches_parent_and_child(grid, shell, options):
-    grid.file("n2", "/home/alice.demo/catcher.py").write_text(CATCHER)
-    grid.file("n1", "/home/alice.demo/caught").unlink(missing_ok=True)
+    grid.home("n2", "catcher.py").write_text(CATCHER)
+    grid.home("n1", "caught").unlink(missing_ok=True)
     shell.do(f"r {options} -- python3 -u catcher.py > caught < /dev/null &" if options else "r -- python3 -u catcher.py &")
-    caught = grid.file("n1", "/home/alice.demo/caught")
+    caught = grid.home("n1", "caught")
     read = (lambda: caught.exists() and caught.read_text()) if options else None
 
     def both(word):
@@ -99,7 +99,7 @@ def test_a_hung_up_terminal_ends_the_program(grid, own_shell):
 
 def test_a_nohup_program_outlives_its_terminal(grid, own_shell):
     own_shell.do("nohup xos run --node n2 -- sh -c 'echo JOB; sleep 1237; sleep 1237' > nohup.txt 2>&1 < /dev/null &")
-    said = grid.file("n1", "/home/alice.demo/nohup.txt")
+    said = grid.home("n1", "nohup.txt")
     until(lambda: said.exists() and "JOB" in said.read_text())
     own_shell.end()
     assert tree(grid, "sleep 1237")

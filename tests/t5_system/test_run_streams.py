@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -45,7 +44,7 @@ def test_both_outputs_are_separate_and_byte_exact(grid, big):
 
 
 def test_a_file_passes_as_standard_input_and_output(grid, big):
-    path = grid.file("n1", "/home/alice.demo/part")
+    path = grid.home("n1", "part")
     path.write_bytes(big[: 4 * MIB])
     path.chmod(0o644)
     grid.out("r -- cat < part > copy; cmp part copy")
@@ -99,7 +98,7 @@ def test_a_slow_reader_holds_the_program_back_and_nobody_hoards(grid):
     words = grid.inside(
         "n1", "bash", "-c", "xos run --node n2 -- sh -c 'head -c 67108864 /dev/zero; echo done > $HOME/held'", user="alice"
     )
-    held = grid.file("n2", "/home/alice.demo/held")
+    held = grid.home("n2", "held")
     held.unlink(missing_ok=True)
     with subprocess.Popen(words, env=grid.env, stdout=subprocess.PIPE) as process:
         assert process.stdout.read(1) == b"\0"
@@ -140,7 +139,7 @@ def test_a_slow_program_holds_the_writer_back(grid, big):
         "xos run --node n2 -- sh -c 'until test -e $HOME/go; do sleep 0.02; done; cat | sha256sum'",
         user="alice",
     )
-    go = grid.file("n2", "/home/alice.demo/go")
+    go = grid.home("n2", "go")
     go.unlink(missing_ok=True)
     with subprocess.Popen(words, env=grid.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         os.set_blocking(process.stdin.fileno(), False)
@@ -166,7 +165,7 @@ def _fill(fd, data):
 
 
 def test_descriptors_of_every_kind_work(grid):
-    Path(grid.file("n1", "/home/alice.demo/x")).unlink(missing_ok=True)
+    grid.home("n1", "x").unlink(missing_ok=True)
     assert grid.out("r -- sh -c 'echo 1; echo 2 >&2' > x 2> y; cat x y") == "1\n2\n"
     assert grid.out("r -- echo appended >> x; cat x") == "1\nappended\n"
     assert grid.out("r -- cat <<< here") == "here\n"

@@ -39,7 +39,7 @@ class Flow:
         words = grid.inside("n1", "bash", "-c", script, user="alice")
         self.grid = grid
         self.process = subprocess.Popen(words, env=grid.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-        self.out = grid.file("n1", "/home/alice.demo/numbers.txt")
+        self.out = grid.home("n1", "numbers.txt")
         until(lambda: self.out.exists() and self.lines() > 20, "numbers flow")
 
     def lines(self):
@@ -49,7 +49,7 @@ class Flow:
         assert self.process.communicate(timeout=60)[0].split() == [b"0", b"0"]
         wanted = "".join(f"{number}\n" for number in range(1200))
         assert self.out.read_text() == wanted
-        assert self.grid.file("n1", "/home/alice.demo/errors.txt").read_text().replace("\r", "") == wanted
+        assert self.grid.home("n1", "errors.txt").read_text().replace("\r", "") == wanted
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_killed_daemons_of_both_nodes_leave_terminals_and_pipes_untouched(grid, 
 def test_bulk_data_is_byte_exact_over_killed_daemons(grid):
     data = (hashlib.sha512(b"seed").digest() * (FLOW_BYTES // 64))[:FLOW_BYTES]
     digest = hashlib.sha256(data).hexdigest()
-    path = grid.file("n1", "/home/alice.demo/bulk")
+    path = grid.home("n1", "bulk")
     path.write_bytes(data)
     path.chmod(0o644)
     words = grid.inside(

@@ -273,7 +273,7 @@ def test_bad_certificates_are_refused_by_the_real_sshd_with_one_audit_line_each(
     keys = IssuingKeys(load_vo(grid.file("n1", "/var/lib/xtreemos/node/vo/demo")))
     authorities = {"stranger": ed25519.Ed25519PrivateKey.generate(), "user": keys.ssh_user_ca, "host": keys.ssh_host_ca}
     key = ed25519.Ed25519PrivateKey.generate()
-    folder = grid.file("n1", "/home/alice.demo/t5-bad")
+    folder = grid.home("n1", "t5-bad")
     folder.mkdir()
     try:
         pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
@@ -282,10 +282,7 @@ def test_bad_certificates_are_refused_by_the_real_sshd_with_one_audit_line_each(
         for name, line in names.items():
             (folder / name).write_bytes(pem)
             (folder / f"{name}-cert.pub").write_text(line + "\n")
-        os.chown(folder, folder.parent.stat().st_uid, -1)
-        for path in folder.iterdir():
-            os.chown(path, folder.parent.stat().st_uid, -1)
-            path.chmod(0o600)
+        grid.out("chmod 600 t5-bad/*")
         before = len(audit_lines(grid, "n2", "admit.ssh"))
         options = f"{config} -o IdentityAgent=none -o IdentitiesOnly=yes"
         script = f"""
@@ -299,9 +296,7 @@ def test_bad_certificates_are_refused_by_the_real_sshd_with_one_audit_line_each(
         assert not any(line["allowed"] for line in lines)
         assert audit_lines(grid, "n2", "ssh.open")[-1]["who"] == "user alice@demo"
     finally:
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
+        grid.out("rm -r t5-bad")
 
 
 def test_a_suspended_user_loses_running_sessions_and_tunnels_and_gets_no_new_ones(grid, config):

@@ -87,7 +87,10 @@ def find_grid_dir(option: str | None = None) -> Path:
     if os.environ.get("XOS_GRID"):
         return Path(os.environ["XOS_GRID"])
     own = Path(os.environ.get("HOME", "/")) / ".config" / "xtreemos"
-    return own if (own / "grid.json").exists() else DEFAULT_DIR
+    try:
+        return own if (own / "grid.json").exists() else DEFAULT_DIR
+    except OSError:  # the home cannot be looked into: it may be the grid's own, not reachable before the log-in
+        return DEFAULT_DIR
 
 
 def agent_dir() -> Path:
