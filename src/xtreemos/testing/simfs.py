@@ -270,6 +270,8 @@ class World:
             self.clients[0].run(self.clients[0].read(ino))
             self.clients[0].run(self.clients[0].stat(ino))
         self.sim.run(self.sim.now_s + 20.0, done=lambda: not any(map(self._waits, self.history[before:])))
+        for client in self.clients:
+            client.lose_what_was_fenced({ino for _time, ino, name in self.fences if name == client.id})
         rows = self.history_rows()
         for model, what in ((FILES, "file"), (DIRECTORY, "dir")):
             violation = check([row for row in rows if row.op[0] == what], model)  # type: ignore[index]

@@ -388,6 +388,11 @@ class SimClient(Machine):
                 record.lost_of = (ino, self.id)
         file.unsafe = []
 
+    def lose_what_was_fenced(self, inos: set[int]) -> None:
+        """At the end of the world: what will be lost when this client hears of its eviction."""
+        for ino in inos & self.files.keys():
+            self._lose(ino, self.files[ino])
+
     def _do_sendrenew(self, _effect: hm.SendRenew) -> None:
         if self.session is None:
             return
