@@ -194,6 +194,7 @@ class FileOps(NameOps):
         session = self.client.session_of(inode.ino)
         if inode.fresh and inode.data is not None and session.can(inode.ino, Level.WRITE if inode.writers else Level.READ):
             if q.offset >= inode.size:
+                self._note_read(handle, inode, q)  # the kernel keeps pages of zeros behind the end
                 return b""
             got = inode.data.read_nowait(handle.planner, q.offset, min(q.size, inode.size - q.offset))
             if got is not None:
@@ -223,6 +224,7 @@ class FileOps(NameOps):
             if go.direct:
                 await self._true_size(inode, data)
             if q.offset >= inode.size:
+                self._note_read(handle, inode, q)
                 return b""
             got = await data.read(None if go.direct else handle.planner, q.offset, min(q.size, inode.size - q.offset))
             self._note_read(handle, inode, q)
