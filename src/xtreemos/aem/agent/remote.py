@@ -40,6 +40,9 @@ for what is not acknowledged when an agent dies is written to its terminal twice
 SAID_ALREADY = frozenset({REASON_NOT_FOUND, REASON_NOT_EXECUTABLE})  # by the far side on standard error, as a shell would
 ENDING_SIGNALS = frozenset({1, 2, 3, 6, 9, 13, 14, 15})
 
+PASSING = frozenset({"connection-lost", "no-connection"})
+"""A node that says this has lost jobd for a moment, one of the two is just starting anew: the streams go on by their offsets."""
+
 
 class NodeDied(TryLater):
     """The node that ran the program is gone; whether the program ended there is not known."""
@@ -260,6 +263,10 @@ class RemoteRun:
                     if error.code == "taken-over":
                         await self._end_with(EXIT_TRY_LATER, f"xos: job {self.spec.job} was attached from elsewhere")
                         return
+                    if error.code in PASSING:
+                        if not await self._recover():
+                            return
+                        continue
                     await self._end_with(error.exit_code, f"xos: {error.line()}")
                     return
                 except Unreachable:
@@ -372,6 +379,9 @@ class RemoteRun:
                 try:
                     await self._attach_again()
                 except RemoteError as error:
+                    if error.code in PASSING:
+                        await asyncio.sleep(RECONNECT_EVERY_S)
+                        continue
                     if error.code != "job-not-here":
                         raise
                     break  # the node answers and knows the job no more: it died and came back, or fenced it
