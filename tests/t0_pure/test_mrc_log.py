@@ -229,3 +229,21 @@ def test_old_segments_go_with_the_commit():
     assert len(store.log.segments) > 3
     store.commit()
     assert len(disk.names()) == len(store.log.segments) == 1
+
+
+def test_what_a_thread_is_writing_is_written_again_by_a_sync_that_does_not_wait_for_it():
+    disk = CutDisk(Random(1))
+    log = logs.Log(disk, 0, segment_bytes=SEGMENT)
+    log.reserve(100)
+    log.append(b"one")
+    data, at, last = log.take()  # a thread has it and has not begun
+    log.append(b"two")
+    log.sync()
+    assert log.durable == 2
+    assert [record.payload for record in logs.recover(disk).records] == [b"one", b"two"]
+    log.write_out(data, at)
+    log.landed(last)
+    assert log.durable == 2
+    log.append(b"three")
+    log.sync()
+    assert [record.payload for record in logs.recover(disk).records] == [b"one", b"two", b"three"]

@@ -1,8 +1,8 @@
 """What must be true of a store, and the changes that make it true again. Pure: reads a `Kv`, returns problems with their repairs.
 
 The names (table `d`) are believed before anything that can be derived from them: link counts, listing order, parents. What has no name
-any more goes to `lost+found` of its volume; nothing that could be somebody's data is ever deleted. Holds about half a gigabyte of
-memory per million inodes.
+any more goes to `lost+found` of its volume; nothing that could be somebody's data is ever deleted. Takes about 1.3 GB of
+memory and 30 s per million names.
 """
 
 from __future__ import annotations

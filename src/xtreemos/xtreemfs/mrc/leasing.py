@@ -97,7 +97,8 @@ class _Outbox:
 
     def __init__(self, call: ServerCall) -> None:
         self.call = call
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
         """Done when another connection of the same session took over."""
         self._queue: deque[_Pending | Recall] = deque()
         self._busy = False
@@ -120,7 +121,7 @@ class _Outbox:
         """Send what may be sent, after this step."""
         if not self._scheduled and self._queue:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._pump)
+            self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
         self._scheduled = False
@@ -152,6 +153,7 @@ class Leasing:
         self, journal: Journal, hooks: Hooks, *, sessions: Iterable[str], writers: Iterable[table.Writer], epoch: int
     ) -> None:
         self.journal = journal
+        self._loop = asyncio.get_running_loop()
         self.table = Table(now_s(), sessions=sessions, writers=writers)
         self._hooks = hooks
         self._ops = itertools.count(1)
@@ -278,7 +280,7 @@ class Leasing:
     async def _wait(self, pending: _Pending) -> Any:
         """Return when it is this answer's turn to be sent: the caller returns it without another await."""
         if not pending.done:
-            pending.future = asyncio.get_running_loop().create_future()
+            pending.future = self._loop.create_future()
             try:
                 await pending.future
             finally:
