@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from xtreemos import __version__
-from xtreemos.cli import agent_commands, context, node, session
+from xtreemos.cli import agent_commands, context, fs, node, session
 from xtreemos.cli import lab as lab_commands
 from xtreemos.cli import vo as vo_commands
 from xtreemos.errors import XosError
@@ -62,6 +62,7 @@ app.command()(node.leave)
 app.command()(session.login)
 app.command()(session.logout)
 app.add_typer(vo_commands.app, name="vo")
+app.add_typer(fs.app, name="fs")
 app.add_typer(lab_commands.app, name="lab")
 agent_commands.register(app)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from xtreemos.xtreemfs.client.base import Base
 
 PREFIXES = (b"user.xtreemfs.", b"xtreemfs.")
-READABLE = ("layout", "osds", "lease", "volume", "mrc", "ino", "dirty", "width")
+READABLE = ("layout", "osds", "lease", "epoch", "volume", "mrc", "ino", "dirty", "width")
 WRITABLE = ("lease", "flush")
 
 
@@ -47,6 +47,7 @@ async def read(ops: Base, ino: int, q: m.GetXattr) -> bytes:
     layout = inode.layout
     answers = {
         "lease": session.holder.level(ino).name.lower(),
+        "epoch": str(session.holder.epoch(ino)),
         "volume": record.name if record is not None else "",
         "mrc": session.mrc,
         "ino": str(ino),
