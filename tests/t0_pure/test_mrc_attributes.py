@@ -108,6 +108,13 @@ def test_times_of_others(world):
     refused(errno.EACCES, world.set, made.ino, BOB, times_now=3)
 
 
+def test_times_before_1970_are_times(world):
+    made = world.make("f", cred=ALICE)
+    assert world.set(made.ino, ALICE, mtime_ns=-86_400_000_000_000).mtime_ns == -86_400_000_000_000
+    assert world.run(do.Update(made.ino, atime_ns=-2)).atime_ns == -2
+    assert world.set(made.ino, ALICE, mode=0o600).mtime_ns == -86_400_000_000_000
+
+
 def test_a_writers_last_word_changes_what_it_says_only(world):
     made = world.make("f", FILE | 0o6777, ALICE)
     world.run(do.Update(made.ino, size=100, blocks=8, mtime_ns=7, mode=0o777))

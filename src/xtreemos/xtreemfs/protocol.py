@@ -339,7 +339,10 @@ class Listing(Message, frozen=True, array_like=True):
 
 
 class SetAttr(Message, frozen=True, array_like=True):
-    """`mrc.setattr` -> Grant: chmod, chown, utimens, and truncate of a file whose WRITE lease the client holds. -1: unchanged."""
+    """`mrc.setattr` -> Grant: chmod, chown, utimens, and truncate of a file whose WRITE lease the client holds. -1: unchanged.
+
+    Other negative times are before 1970 (the last nanosecond before it cannot be said: round it to -2).
+    """
 
     who: Who
     ino: int

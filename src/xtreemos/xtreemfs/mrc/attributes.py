@@ -21,6 +21,7 @@ ACCESS_ACL: Final = b"system.posix_acl_access"
 DEFAULT_ACL: Final = b"system.posix_acl_default"
 CREATE, REPLACE = 1, 2  # flags of setxattr(2)
 ATIME, MTIME = 1, 2  # bits of `times_now`
+UNCHANGED: Final = -1  # other negative times are before 1970
 _KINDS: Final = stat.S_ISUID | stat.S_ISGID
 
 
@@ -30,13 +31,17 @@ def set_attr(state: State, c: do.SetAttr) -> Inode:
     _check_set_attr(inode, c)
     if c.size >= 0:
         _resize(state, inode, c)
-    if c.uid >= 0 or c.gid >= 0 or (c.mode < 0 and c.size < 0 and c.atime_ns < 0 and c.mtime_ns < 0 and not c.times_now):
+    if (
+        c.uid >= 0
+        or c.gid >= 0
+        or (c.mode < 0 and c.size < 0 and c.atime_ns == UNCHANGED and c.mtime_ns == UNCHANGED and not c.times_now)
+    ):
         _chown(state, inode, c)
     if c.mode >= 0:
         _chmod(inode, c)
-    if c.times_now & ATIME or c.atime_ns >= 0:
+    if c.times_now & ATIME or c.atime_ns != UNCHANGED:
         inode.atime_ns = c.now_ns if c.times_now & ATIME else c.atime_ns
-    if c.times_now & MTIME or c.mtime_ns >= 0:
+    if c.times_now & MTIME or c.mtime_ns != UNCHANGED:
         inode.mtime_ns = c.now_ns if c.times_now & MTIME else c.mtime_ns
     inode.ctime_ns = c.now_ns
     state.put_inode(inode)
@@ -61,8 +66,8 @@ def _check_set_attr(inode: Inode, c: do.SetAttr) -> None:
         raise FsError(errno.EPERM)
     if c.mode >= 0:
         access.require_owner(inode, cred)
-    if (c.times_now or c.atime_ns >= 0 or c.mtime_ns >= 0) and c.size < 0:
-        both_now = c.times_now == ATIME | MTIME and c.atime_ns < 0 and c.mtime_ns < 0
+    if (c.times_now or c.atime_ns != UNCHANGED or c.mtime_ns != UNCHANGED) and c.size < 0:
+        both_now = c.times_now == ATIME | MTIME and c.atime_ns == UNCHANGED and c.mtime_ns == UNCHANGED
         access.check_times(inode, cred, both_now=both_now)
 
 
@@ -72,7 +77,7 @@ def _resize(state: State, inode: Inode, c: do.SetAttr) -> None:
     inode.size = c.size
     if c.size == 0:
         inode.blocks = 0
-    if c.mtime_ns < 0 and not c.times_now & MTIME:
+    if c.mtime_ns == UNCHANGED and not c.times_now & MTIME:
         inode.mtime_ns = c.now_ns
 
 
@@ -109,11 +114,11 @@ def update(state: State, c: do.Update) -> Inode:
         inode.blocks = c.blocks
     if c.mode >= 0:
         inode.mode &= ~_KINDS | c.mode
-    inode.mtime_ns = c.mtime_ns if c.mtime_ns >= 0 else inode.mtime_ns
-    inode.ctime_ns = c.ctime_ns if c.ctime_ns >= 0 else inode.ctime_ns
-    inode.atime_ns = c.atime_ns if c.atime_ns >= 0 else inode.atime_ns
+    inode.mtime_ns = c.mtime_ns if c.mtime_ns != UNCHANGED else inode.mtime_ns
+    inode.ctime_ns = c.ctime_ns if c.ctime_ns != UNCHANGED else inode.ctime_ns
+    inode.atime_ns = c.atime_ns if c.atime_ns != UNCHANGED else inode.atime_ns
     state.put_inode(inode)
-    if c.size >= 0 or c.mtime_ns >= 0:
+    if c.size >= 0 or c.mtime_ns != UNCHANGED:
         state.changes.append(Change("data", c.ino))
     return inode
 
