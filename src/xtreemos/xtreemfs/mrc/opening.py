@@ -235,6 +235,6 @@ class Opening:
     def flush_ended(self) -> None:
         """Note in the store who writes no more (those that have not begun again)."""
         rows = tuple(sorted(self.ended))
-        self.ended.clear()
         if rows:
             self._core.execute(do.WritersDone(rows))
+            self.ended.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from xtreemos.errors import XosError
@@ -37,6 +37,7 @@ class Worker:
         self._patience = Patience()
         self._deleting: set[str] = set()
         self._after: int = 0
+        self._refused = False
         self.core: Core
         self.opening: Opening
         self.locking: Locking
@@ -125,24 +126,26 @@ class Worker:
         """Tick for ever."""
         while True:
             await asyncio.sleep(TICK_S)
-            try:
-                self._tick()
-            except FsError as error:  # the disk is full: garbage waits
-                log.warning("%s", error.line())
+            self.core.leasing.tick()
+            for work in (self.opening.flush_ended, self._free_unused, self._delete_garbage, self._purge):
+                self._try(work)
+            self.core.journal.tick()
 
-    def _tick(self) -> None:
-        core = self.core
-        core.leasing.tick()
-        self.opening.flush_ended()
-        self._free_unused()
-        self._delete_garbage()
-        self._purge()
-        core.journal.tick()
+    def _try(self, work: Callable[[], None]) -> None:
+        """Do a piece of housekeeping; what the store refuses (its disk is full) waits, and is told once."""
+        try:
+            work()
+        except FsError as error:
+            if not self._refused:
+                log.warning("the MRC's housekeeping waits: %s", error.line())
+            self._refused = True
+        else:
+            self._refused = False
 
     def _free_unused(self) -> None:
         while self._unused:
-            batch, self._unused = self._unused[:FREE_BATCH], self._unused[FREE_BATCH:]
-            self.core.execute(do.Free(tuple(batch)))
+            self.core.execute(do.Free(tuple(self._unused[:FREE_BATCH])))  # if that is refused (a full disk) they stay for later
+            del self._unused[:FREE_BATCH]
 
     def _delete_garbage(self) -> None:
         rows = self.core.state.all_garbage(self._after, GARBAGE_ROWS)
