@@ -22,7 +22,7 @@ from xtreemos.fabric import rpc
 from xtreemos.foundation.frames import Kind
 from xtreemos.xtreemfs import calls, protocol
 from xtreemos.xtreemfs.directory import FolderDirectory
-from xtreemos.xtreemfs.errors import FsError
+from xtreemos.xtreemfs.errors import FsError, errno_of
 from xtreemos.xtreemfs.model import Layout, OsdRecord, Replica, VolumePolicy, VolumeRecord, make_ino
 from xtreemos.xtreemfs.mrc import commands as do
 from xtreemos.xtreemfs.mrc import machine, views
@@ -245,9 +245,8 @@ class Client:
         try:
             body = await self.peer.call(method, calls.params(message), timeout_s=15)
         except RemoteError as error:
-            number = getattr(errno, error.code, None)
-            if isinstance(number, int):
-                raise FsError(number, error.message) from error
+            if error.code.startswith("E") or error.code in {"ticket-refused", "capability-refused", "volume-unknown"}:
+                raise FsError(errno_of(error), error.message) from error
             raise
         return calls.answer_of(body, kind) if kind is not None else body
 

@@ -68,7 +68,7 @@ def test_a_write_without_the_right_is_refused_audited_and_leaves_nothing(tmp_pat
     async def use(osds):
         with pytest.raises(RemoteError, match=why) as caught:
             await raw(osds, "osd.write", write_of(shown()))
-        assert caught.value.code == "EACCES"
+        assert caught.value.code == "capability-refused"
         assert not path_of(osds).exists()
         (record,) = audit_of(osds)
         assert (record["what"], record["allowed"]) == ("osd.write", False)
@@ -146,7 +146,7 @@ def test_only_an_mrc_may_fence_and_delete(tmp_path, method, message):
         osds.servers["n1"].service._directory.look()
         with pytest.raises(RemoteError) as caught:
             await raw(osds, method, message)
-        assert caught.value.code == "EACCES"
+        assert caught.value.code == "capability-refused"
         assert path_of(osds).exists()
         assert audit_of(osds)[0]["what"] == method
 

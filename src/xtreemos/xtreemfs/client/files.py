@@ -14,7 +14,7 @@ from xtreemos.xtreemfs.client.base import FileHandle
 from xtreemos.xtreemfs.client.data import FileData, note_write, without_suid
 from xtreemos.xtreemfs.client.dirty import Buffer
 from xtreemos.xtreemfs.client.inodes import Changed, Inode, Span
-from xtreemos.xtreemfs.client.names import NameOps
+from xtreemos.xtreemfs.client.naming import NameOps
 from xtreemos.xtreemfs.client.readahead import Planner
 from xtreemos.xtreemfs.client.session import Op, Session
 from xtreemos.xtreemfs.fuse import constants as c
@@ -138,7 +138,7 @@ class FileOps(NameOps):
             session.feed(h.Pin(inode.ino, on=False))
             if inode.attr.nlink == 0:
                 client.discard(inode)
-        if inode.changed:
+        if inode.changed & ~Changed.ATIME:  # an access time goes with the lease
             client.tell_later(inode)
         return self.unlock_all(session, inode, handle.lock_owners) if handle.lock_owners else None
 
@@ -162,7 +162,9 @@ class FileOps(NameOps):
             op = op or session.begin(inode.ino, level, q, span=span)
             go = await session.ready(op)
             missing = client.capability(inode, mode, go.epoch if mode == "w" else 0) is None or inode.layout is None
-            if not missing and (inode.fresh or go.direct):
+            # A recall on the heels of the grant has marked the attributes as old; they are true as long as the lease is there.
+            fresh = inode.fresh or (inode.true_until_released and session.holder.level(inode.ino) >= level)
+            if not missing and (fresh or go.direct):
                 dirty = level == Level.WRITE
                 try:
                     return await work(go)

@@ -18,6 +18,7 @@ from xtreemos.xtreemfs.model import NAME_BYTES_MAX, SYMLINK_BYTES_MAX, VO_ROOT_I
 
 VOLUMES_VALID_NS = 1_000_000_000  # the directory of volumes is no file system's: it may be a second old
 NOREPLACE, EXCHANGE = 1, 2  # of renameat2(2)
+CAPABILITY = b"security.capability"
 _NO_ATTR = m.Attr(0, 0)
 
 
@@ -36,8 +37,8 @@ class NameOps(Base):
             return self._lookup_volume(q)
         session = client.session_of(ino)
         folder = client.inodes.get(ino)
-        if folder is not None and folder.names and session.can(ino, Level.READ):
-            found = folder.names.get(q.name)
+        if folder is not None and (folder.names or folder.complete) and session.can(ino, Level.READ):
+            found = folder.find_name(q.name)
             if found == 0:
                 return self._absent(session, folder)
             inode = client.inodes.get(found) if found is not None else None
@@ -160,6 +161,9 @@ class NameOps(Base):
         inode = client.take(session, made.entry, asked_at)
         if stat.S_ISREG(inode.mode) and not made.found and inode.data is None and inode.layout is not None:
             client.store.of(inode)  # nothing of it is on any OSD yet
+            inode.xattrs[CAPABILITY] = None  # the kernel asks for it before the first write
+        if inode.attr.is_dir and not made.found and session.can(inode.ino, Level.READ):
+            inode.know_all(())
         folder = self.take_folder(session, made.dir_attr, asked_at, cache=made.dir_cache)
         named = self.name_changed(session, folder, name, inode.ino, asked_at)
         return client.entry(session, inode, folder, named=named and client.is_known(session, inode.attr))
@@ -171,7 +175,7 @@ class NameOps(Base):
         if folder.invalidated <= asked_at and session.can(folder.ino, Level.READ):
             folder.keep_name(name, ino)
             return True
-        folder.names.pop(name, None)
+        folder.doubt_name(name)
         return False
 
     def changing(self, nodeid: int) -> tuple[Session, int]:
@@ -254,7 +258,7 @@ class NameOps(Base):
         elif not same:
             folder.changes += 1
             folder.listing = None
-            folder.names.pop(q.name, None)  # two names of one inode: rename does nothing, and both stay
+            folder.doubt_name(q.name)  # two names of one inode: rename does nothing, and both stay
         self.name_changed(session, new_folder, q.newname, done.attr.ino, asked_at)
         inode = self.client.inodes.get(done.attr.ino)
         if inode is not None:
