@@ -206,3 +206,57 @@ def events(
                 print(json.dumps(row), flush=True)
 
     _run(work())
+
+
+# -- mounts --------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def mount(
+    volume: Annotated[str | None, typer.Argument(metavar="[VOLUME", help="Which volume; without it the mounts are listed.")] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="DIR]", help="An existing folder.")] = None,
+    root: Annotated[
+        bool, typer.Option("--root", help="Act as root of the volume: plain uids, any owner. For imports and backups.")
+    ] = False,
+    owner: Annotated[str | None, typer.Option("--as", metavar="USER", help="With --root: by the ticket of this user.")] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Refuse changes.")] = False,
+    as_json: Json = False,
+    vo: Vo = None,
+) -> None:
+    """Mount one volume at a folder of this machine (root), beside /xos/VO; or list such mounts.
+
+    With --root by the ticket of the volume's owner, who must be logged in on this machine.
+    """
+
+    def work() -> None:
+        from xtreemos.cli import fs_mount
+
+        if volume is None or folder is None:
+            if volume is not None:
+                raise UsageError("say where to mount it", "xos fs mount VOLUME DIR")
+            found = fs_mount.rows()
+            text.show(found, as_json, fs_mount.text_of(found))
+            return
+        context.need_root()
+        record = _run(fs_mount.mount(vo, volume, folder, root=root, owner=owner, read_only=read_only))
+        power = f" as its root, by the ticket of {record.owner}" if record.owner else ""
+        print(f"volume {record.volume} is mounted at {record.dir}{power}")
+
+    context.guarded(work)
+
+
+@app.command()
+def umount(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where it is mounted.")],
+    lazy: Annotated[bool, typer.Option("--lazy", help="Out of sight at once; programs with open files go on, and end it.")] = False,
+) -> None:
+    """Unmount what `xos fs mount` mounted (root); returns when everything written is safe on the object servers' disks."""
+
+    def work() -> None:
+        from xtreemos.cli import fs_mount
+
+        context.need_root()
+        _run(fs_mount.umount(folder, lazy=lazy))
+        print(f"{folder} is unmounted" + ("" if lazy else "; all that was written is safe"))
+
+    context.guarded(work)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from xtreemos.errors import PermissionRefused, RemoteError, TryLater, Unreachable
+from xtreemos.errors import PermissionRefused, RemoteError, TryLater, Unreachable, XosError
 from xtreemos.fabric import rpc
 from xtreemos.fabric.rpc import Peer, ServerCall
 from xtreemos.foundation.paths import NodePaths
@@ -80,6 +80,7 @@ class Files:
         self._uid_for = uid_for
         self._peers: dict[str, Peer] = {}
         self._homes: dict[tuple[str, str], asyncio.Task[Path]] = {}
+        self._telling: set[asyncio.Task[None]] = set()
 
     async def delegate(self, call: ServerCall) -> Any:
         """`files.delegate {ticket, home}` of a user: this node may act for them on their files, and (`home`) has their home mounted.
@@ -96,8 +97,12 @@ class Files:
         return {}
 
     async def keep(self, vo: str, record: bytes) -> None:
-        """Hand a ticket to the mount process, which keeps it. Raises Unreachable if that is away."""
+        """Hand a ticket to the mount process, which keeps it; mounts of single volumes hear of it, too. Raises Unreachable if that is away."""
         await self._call(vo, "delegate", {"ticket": record})
+        for socket in (self._paths.run / "fs" / vo / "mounts").glob("*.sock"):
+            task = asyncio.create_task(_tell_mount(socket, record), name=f"ticket for {socket.stem}")
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
 
     async def _call(self, vo: str, method: str, params: dict[str, Any]) -> Any:
         peer = self._peers.get(vo)
@@ -134,6 +139,18 @@ class Files:
             await asyncio.sleep(AGAIN_S)
         await asyncio.to_thread(bind_home, Path(str(answer["path"])), place)
         return place
+
+
+async def _tell_mount(socket: Path, record: bytes) -> None:
+    """Hand a ticket to a mount that `xos fs mount` made. One that does not take it goes on with what it has."""
+    try:
+        peer = await rpc.connect_unix(socket)
+        try:
+            await peer.call("delegate", {"ticket": record}, timeout_s=HOME_S)
+        finally:
+            peer.close()
+    except XosError as error:
+        log.info("the mount of %s does not take a ticket: %s", socket, error)
 
 
 def make_place(place: Path) -> None:

@@ -27,7 +27,7 @@ from xtreemos.foundation.files import write_atomically
 from xtreemos.foundation.jobd.launch import command as jobd_command
 from xtreemos.foundation.paths import NATS_PORT, ROUTE_PORT, NodePaths
 from xtreemos.names import check_node, check_vo
-from xtreemos.node import files, supervise
+from xtreemos.node import files, mounts, supervise
 from xtreemos.node.config import NodeConfig, load_node, save_node
 from xtreemos.node.joining import owner_key
 from xtreemos.node.sshd import hang_up_all
@@ -226,6 +226,7 @@ def down(paths: NodePaths) -> bool:
     pid = supervisor_pid(paths)
     if pid is None:
         return False
+    mounts.end_all(paths, lambda line: print(f"xos: {line}", file=sys.stderr))  # while there are servers to write to
     descriptor = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(descriptor, signal.SIGTERM)

@@ -135,7 +135,7 @@ async def _serve(found: argparse.Namespace, client: Client, credential: Credenti
     mounted = await mount(found.mountpoint, operations, options)
     control = Control(client, operations, mounted, stop)
     people = client.identities
-    desk = Desk(client, people, found.mountpoint, control.status) if isinstance(people, NodeIdentities) else None
+    desk = Desk(client, people, found.mountpoint, control.status) if isinstance(people, NodeIdentities | OwnerRoot) else None
     if found.control is not None:
         await control.start(found.control, desk.root_methods() if desk is not None else {})
     if desk is not None and found.users is not None:
@@ -146,6 +146,7 @@ async def _serve(found: argparse.Namespace, client: Client, credential: Credenti
     sys.stdout.flush()
     try:
         await asyncio.wait([*running, *ends], return_when=asyncio.FIRST_COMPLETED)
+        await control.wait_settled()
         await _unmount(client, mounted)
     finally:
         for task in [*running, *ends]:

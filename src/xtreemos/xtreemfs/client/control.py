@@ -1,7 +1,8 @@
 """The mount's control socket, for root of this node: what it does now, write everything back, let go of who logged out.
 
 Methods (parameters and answers are maps): `fs.status` {} -> counts; `fs.flush` {} -> {"failed": files}: everything written so far is at the OSDs and told;
-`fs.sync` {} -> the same, and on their disks; `fs.forget` {"uid": n or None}: tickets are asked for anew; `fs.stop` {}: writes back, unmounts and ends.
+`fs.sync` {} -> the same, and on their disks; `fs.forget` {"uid": n or None}: tickets are asked for anew; `fs.stop` {}: writes back, unmounts and ends;
+`fs.unmount` {"lazy"} -> {"failed", "mounted"}: the polite way, see `_unmount`.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ class Control:
         self._mounted = mounted
         self._stop = stop
         self._server: rpc.Server | None = None
+        self._settled = asyncio.Event()
+        self._settled.set()
 
     async def start(self, path: Path, more: Mapping[str, Handler]) -> None:
         """Listen; only root is served. `more` methods beside our own."""
         table: dict[str, Handler] = {**more,
             "fs.status": self._status, "fs.flush": self._flush, "fs.sync": self._sync, "fs.forget": self._forget, "fs.stop": self._end,
+            "fs.unmount": self._unmount,
         }  # fmt: skip
         self._server = await rpc.serve_unix(path, table, mode=0o600, allowed_uid=0)
 
@@ -80,8 +84,14 @@ class Control:
         await self._client.flush_all()
         return {"failed": self._failed() - before}
 
-    async def _sync(self, call: ServerCall) -> dict[str, Any]:
-        answer = await self._flush(call)
+    async def _sync(self, _call: ServerCall) -> dict[str, Any]:
+        return await self.sync()
+
+    async def sync(self) -> dict[str, Any]:
+        """Bring everything written so far to the disks of the object servers; {"failed": files for which that did not work}."""
+        before = self._failed()
+        await self._client.flush_all()
+        answer = {"failed": self._failed() - before}
         for inode in self._client.inodes:
             if inode.data is not None and inode.data.busy:
                 try:
@@ -102,6 +112,31 @@ class Control:
 
     async def _end(self, _call: ServerCall) -> None:
         self._stop.set()
+
+    async def _unmount(self, call: ServerCall) -> dict[str, Any]:
+        """Unmount and end, losing nothing; what does not work leaves everything as it was. MountFailed: in use.
+
+        First all is written back and synced, then it is unmounted, then what came in between is synced as well. `lazy`: it goes out of sight at
+        once, and the process ends (writing back) when the last program has closed its files.
+        """
+        if call.params.get("lazy"):
+            await self._mounted.unmount(lazy=True)
+            return {"failed": 0, "mounted": False}
+        answer = await self.sync()
+        if answer["failed"]:
+            return {**answer, "mounted": True}
+        self._settled.clear()  # from here on the mount may end before we have answered
+        try:
+            await self._mounted.unmount()
+            answer = await self.sync()
+            self._stop.set()
+        finally:
+            self._settled.set()
+        return {**answer, "mounted": False}
+
+    async def wait_settled(self) -> None:
+        """Wait until no unmount is under way."""
+        await self._settled.wait()
 
 
 def _session_row(session: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from xtreemos.xtreemfs.client.session import Session
 from xtreemos.xtreemfs.errors import VolumeUnknown
 from xtreemos.xtreemfs.fuse.errors import FuseError
 from xtreemos.xtreemfs.model import VolumeRecord
-from xtreemos.xtreemfs.nodeidentities import NodeIdentities
+from xtreemos.xtreemfs.nodeidentities import NodeIdentities, OwnerRoot
 
 if TYPE_CHECKING:
     from xtreemos.xtreemfs.client.client import Client
@@ -35,7 +35,9 @@ HOME_MODE = 0o700
 class Desk:
     """Handlers of both sockets over one mount of the whole VO."""
 
-    def __init__(self, client: Client, identities: NodeIdentities, mountpoint: Path, status: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self, client: Client, identities: NodeIdentities | OwnerRoot, mountpoint: Path, status: Callable[[], dict[str, Any]]
+    ) -> None:
         self._client = client
         self._identities = identities
         self._mountpoint = mountpoint
@@ -43,7 +45,9 @@ class Desk:
         self._server: rpc.Server | None = None
 
     def root_methods(self) -> dict[str, Handler]:
-        """`delegate {ticket}`; `home {user, uid}` -> {path}: below the mount."""
+        """`delegate {ticket}`; `home {user, uid}` -> {path}: below the mount. A mount as root has only the first."""
+        if isinstance(self._identities, OwnerRoot):
+            return {"delegate": self._delegate}
         return {"delegate": self._delegate, "home": self._home}
 
     async def start(self, path: Path) -> None:
@@ -64,7 +68,7 @@ class Desk:
     async def _delegate(self, call: ServerCall) -> Any:
         """Take a user's ticket; who acted under an older one, or under none, acts under it from now on."""
         user = self._identities.delegate(bytes(call.params.get("ticket") or b""))
-        uid = self._identities.local_id("u", user)
+        uid = None if self._identities.plain else self._identities.local_id("u", user)
         for session in self._client.sessions.values():
             session.actors.forget(uid)
         return {}
@@ -126,7 +130,9 @@ class Desk:
     def _uid(self, call: ServerCall) -> int:
         uid = call.caller.uid
         if uid is None or (uid != 0 and self._identities.name_of("u", uid) is None):
-            raise UsageError(f"uid {uid} is no user of VO {self._client.directory.vo}", "log in to the VO")
+            raise UsageError(
+                f"uid {uid} is no account of VO {self._client.directory.vo} on this machine", "use the account of the grid, for example by ssh"
+            )
         return uid
 
     async def _volumes(self, call: ServerCall) -> Any:
