@@ -44,7 +44,7 @@ class Inode:
     __slots__ = (
         "atime_ns", "attr", "blocks", "capabilities", "changed", "changes", "ctime_ns", "data", "dirty_told", "fresh", "handles", "ino", "invalidated",
         "invalidating", "kernel_names", "layout", "link", "listing", "lookups", "mode", "mtime_ns", "names", "pages", "parent", "passed", "served",
-        "size", "used", "writers", "xattr_names", "xattrs",
+        "size", "true_until_released", "used", "writers", "xattr_names", "xattrs",
     )  # fmt: skip
 
     def __init__(self, ino: int, attr: Attr) -> None:
@@ -83,6 +83,8 @@ class Inode:
         """What was served meanwhile although the lease's holder did not say so (see `recall`)."""
         self.served: list[Span] | None = None
         """While it is called back: what was read or written since that began."""
+        self.true_until_released = False
+        """While it is called back: attributes were true when that began, so they are for operations that the lease still covers."""
         self.dirty_told = False
         """The holder knows that something is unwritten or untold."""
         self.data: FileData | None = None

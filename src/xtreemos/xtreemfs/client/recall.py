@@ -104,6 +104,7 @@ class Coherence:
         if inode is None:
             return
         inode.invalidated = self.count
+        inode.true_until_released |= inode.fresh
         inode.drop(level, names)
         if inode.served is None:
             session = self._client.session_of(ino)
@@ -166,6 +167,7 @@ class Coherence:
         if inode is None:
             return
         inode.served = None
+        inode.true_until_released = False
         if level < Level.READ or inode.writers:
             inode.pages = False
         if update is not None:
