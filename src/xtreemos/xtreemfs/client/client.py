@@ -36,7 +36,7 @@ from xtreemos.xtreemfs.protocol import Grant
 
 log = logging.getLogger(__name__)
 
-TELL_S = 0.5  # sizes and times of closed files are told after so long (or with the next fsync or recall)
+TELL_S = 3.0  # sizes and times of closed files are told after so long (or with the next fsync or recall)
 TIDY_S = 5.0
 GIVE_S = 0.2
 CAPABILITY_MARGIN_S = 60

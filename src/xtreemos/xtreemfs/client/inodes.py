@@ -42,7 +42,7 @@ class Inode:
     """One inode. Attributes are those to show: the MRC's with our own changes on top."""
 
     __slots__ = (
-        "atime_ns", "attr", "blocks", "capabilities", "changed", "changes", "ctime_ns", "data", "dirty_told", "fresh", "handles", "ino", "invalidated",
+        "atime_ns", "attr", "blocks", "capabilities", "changed", "changes", "complete", "ctime_ns", "data", "dirty_told", "doubtful", "fresh", "handles", "ino", "invalidated",
         "invalidating", "kernel_names", "layout", "link", "listing", "lookups", "mode", "mtime_ns", "names", "pages", "parent", "passed", "served",
         "size", "true_until_released", "used", "writers", "xattr_names", "xattrs",
     )  # fmt: skip
@@ -61,6 +61,9 @@ class Inode:
         self.link: bytes | None = None
         self.names: dict[bytes, int] = {}
         """Of a directory: name -> inode number, 0 if there is certainly no such name."""
+        self.complete = False
+        """All names of the directory are in `names`, but for `doubtful` ones: what is in neither is certainly absent."""
+        self.doubtful: set[bytes] = set()
         self.listing: Listed | None = None
         self.changes = 0
         """Counts own changes of its names."""
@@ -143,15 +146,38 @@ class Inode:
         """Remember a name (or with 0 its absence)."""
         if len(self.names) >= NAMES_MAX:
             self.names.clear()
+            self.complete = False
         self.names[name] = ino
+        self.doubtful.discard(name)
+
+    def find_name(self, name: bytes) -> int | None:
+        """Return the inode of a name, 0 if there is certainly none, None if that is not known."""
+        found = self.names.get(name)
+        if found is None and self.complete and name not in self.doubtful:
+            return 0
+        return found
+
+    def doubt_name(self, name: bytes) -> None:
+        """What this name stands for is not known any more."""
+        self.names.pop(name, None)
+        if self.complete:
+            self.doubtful.add(name)
+
+    def know_all(self, rows: Iterable[ListedEntry]) -> None:
+        """These are all names of the directory."""
+        self.names = {row.name: row.ino for row in rows}
+        self.doubtful.clear()
+        self.complete = True
 
     def drop_names(self, names: Iterable[bytes] = ()) -> None:
         """Forget these names of a directory, all if none are given; and its listing."""
         given = tuple(names)
         for name in given:
-            self.names.pop(name, None)
+            self.doubt_name(name)
         if not given:
             self.names.clear()
+            self.complete = False
+            self.doubtful.clear()
         self.listing = None
 
     def drop(self, level: Level, names: tuple[bytes, ...]) -> None:
@@ -168,7 +194,7 @@ class Inode:
     @property
     def is_idle(self) -> bool:
         """Whether nobody would notice if it were forgotten."""
-        return not (self.lookups or self.handles or self.changed or (self.data is not None and self.data.busy))
+        return not (self.lookups or self.handles or self.changed & ~Changed.ATIME or (self.data is not None and self.data.busy))
 
 
 class Listed:

@@ -102,6 +102,7 @@ class ListingOps(Base):
         rows += page.entries
         if page.end:
             folder.listing, handle.gathered = Listed(tuple(rows), page.parent), None
+            folder.know_all(rows)
 
     def _fill(
         self, session: Session, folder: Inode, q: m.Read, rows: Iterable[p.ListedEntry], parent: int, *, plus: bool
