@@ -260,3 +260,49 @@ def umount(
         print(f"{folder} is unmounted" + ("" if lazy else "; all that was written is safe"))
 
     context.guarded(work)
+
+
+# -- in and out ----------------------------------------------------------------------------------------------------------
+
+Jobs = Annotated[int, typer.Option(metavar="N", min=1, max=64, help="How many files at a time.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Read everything again and compare.")]
+Inside = Annotated[str, typer.Argument(metavar="VOLUME[:DIR]", help="A folder in a volume; it is made if need be.")]
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder (its contents are copied) or a file.")],
+    target: Inside,
+    jobs: Jobs = 8,
+    verify: Verify = False,
+    vo: Vo = None,
+) -> None:
+    """Copy files into a volume: modes, times, xattrs, links and holes are kept. Said again, it goes on where it was stopped.
+
+    As root over a mount made by `xos fs mount --root`; then owners are kept, too.
+    """
+
+    def work() -> None:
+        from xtreemos.cli import fs_transfer
+
+        fs_transfer.transfer("imported", source, fs_transfer.place_of(vo, target), threads=jobs, verify=verify)
+
+    context.guarded(work)
+
+
+@app.command()
+def export(
+    source: Inside,
+    target: Annotated[Path, typer.Argument(metavar="DEST", help="A folder; it is made if need be.")],
+    jobs: Jobs = 8,
+    verify: Verify = False,
+    vo: Vo = None,
+) -> None:
+    """Copy files out of a volume, as `import` does into one."""
+
+    def work() -> None:
+        from xtreemos.cli import fs_transfer
+
+        fs_transfer.transfer("exported", fs_transfer.place_of(vo, source), target, threads=jobs, verify=verify)
+
+    context.guarded(work)
