@@ -119,6 +119,8 @@ class SimMrc(Machine):
             msg if msg.ino not in self.store.fencing else tm.Writer(msg.ino, "", msg.epoch, msg.through)
             for msg in self.store.writers.values()
         ]
+        rows = {row.ino for row in writers}
+        writers += [tm.Writer(ino, "", epoch) for ino, epoch in self.store.fencing.items() if ino not in rows]
         self.table = Table(self.now_s(), sessions=self.store.sessions, writers=writers)
         self.locks = lk.Locks(grace=self.table.in_grace)
         self.current: dict[str, Link] = {}
@@ -383,7 +385,7 @@ class SimMrc(Machine):
     # ------------------------------------------------------------------------------------------------------------ fences
 
     def _fence(self, effect: tm.Fence) -> None:
-        epoch = self.store.fencing.get(effect.ino) or self.store.epochs.get(effect.ino, 0) + 1
+        epoch = self.store.epochs.get(effect.ino, 0) + 1
         self.store.fencing[effect.ino] = self.store.epochs[effect.ino] = epoch
         self.run(self._fencing(effect, epoch))
 

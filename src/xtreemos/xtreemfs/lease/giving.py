@@ -236,7 +236,7 @@ class Giving:
         held.level = level
         if ends:
             held.shared = NONE
-        held.told_pin, held.told_through = held.pin, held.through
+        held.told_pin, held.told_through, held.declared = held.pin, held.through, False
         self._out.append(SendRelease(held.ino, level, seq, held.pin, held.through, epoch, held.unsure))
 
     def _on_flushed(self, event: Flushed) -> None:
@@ -294,15 +294,15 @@ class Giving:
 
     def _on_through(self, event: Through) -> None:
         held = self._get(event.ino)
-        held.through = event.level
+        held.through, held.declared = event.level, True
         self._sync(held)
         self._drop_idle(held)
 
     def _sync(self, held: Held) -> None:
         """Tell the MRC of a pin or direct use that it has to know of, and does not know yet."""
         news = held.told_through != held.through or (held.told_pin != held.pin and not held.level and not held.shared)
-        direct = held.told_through != held.through  # somebody waits for this answer within an operation, which a job waits for
-        if news and self._open and (held.job is None or direct) and not held.telling:
+        # Somebody waits for the answer to a declaration within an operation, which a job may wait for.
+        if (news or held.declared) and self._open and (held.job is None or held.declared) and not held.telling:
             if held.job is None and held.shared and held.through == NONE and held.ops:
                 held.job = Job(NONE)  # sharing ends with the release: what is under way ends first
                 self._advance(held)

@@ -128,7 +128,7 @@ class Holder(Giving):
             if level or shared or held.pin or held.through:
                 writes = WRITE in (level, shared)
                 claims.append(Claim(held.ino, level, epoch if writes else 0, held.pin, held.through, shared))
-            held.told_pin, held.told_through = held.pin, held.through
+            held.told_pin, held.told_through, held.declared = held.pin, held.through, False
         return tuple(claims)
 
     def _on_cut(self, _event: Cut) -> None:

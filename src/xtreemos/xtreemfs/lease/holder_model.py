@@ -102,7 +102,7 @@ class Pin(Event, frozen=True):
 
 
 class Through(Event, frozen=True):
-    """Passthrough is wanted at this level, or (NONE) was ended. Wait for Released before the kernel is given the OSD's file."""
+    """Passthrough is wanted at this level, or (NONE) was ended. Wait for Released or Opened before the kernel is given the OSD's file."""
 
     ino: int
     level: Level

@@ -75,6 +75,8 @@ class Held:
     pin: bool = False
     told_pin: bool = False
     told_through: Level = NONE
+    declared: bool = False
+    """Somebody waits for the answer to a Through."""
     dirty: bool = False
     flushing: bool = False
     unsure: bool = False
@@ -91,7 +93,9 @@ class Held:
     def idle(self) -> bool:
         """Whether only a lease is there, and nothing happens with it."""
         busy = self.ops or self.waiting or self.recalls or self.job or self.releasing or self.forgetting or self.asked
-        return not (busy or self.dirty or self.flushing or self.pin or self.through or self.told_pin or self.told_through)
+        return not (
+            busy or self.dirty or self.flushing or self.pin or self.through or self.told_pin or self.told_through or self.declared
+        )
 
     @property
     def telling(self) -> bool:
