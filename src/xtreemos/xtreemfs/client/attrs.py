@@ -114,9 +114,9 @@ class AttrOps(FileOps):
         )
         if q.mode is not None or uid >= 0 or gid >= 0:
             inode.changed &= ~Changed.MODE
-        if mtime >= 0 or q.mtime_now:
+        if mtime != -1 or q.mtime_now:
             inode.changed &= ~Changed.MTIME
-        if atime >= 0 or q.atime_now:
+        if atime != -1 or q.atime_now:
             inode.changed &= ~Changed.ATIME
         inode = client.take(session, grant, asked_at)
         await client.learn(session, [inode.attr])
@@ -236,5 +236,7 @@ class AttrOps(FileOps):
 
 
 def _given(time_ns: int | None, *, now: bool) -> int:
-    """A time for the MRC: -1 for none or its own "now". It knows none before 1970."""
-    return -1 if now or time_ns is None else max(0, time_ns)
+    """A time for the MRC: -1 for none, or for its own "now"; so the last nanosecond before 1970 is told as the one before."""
+    if now or time_ns is None:
+        return -1
+    return -2 if time_ns == -1 else time_ns

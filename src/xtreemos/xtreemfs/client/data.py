@@ -283,8 +283,8 @@ class FileData:
         self.forget_blocks(size, 1 << 62)
         if any(extent.end > size for extent in self.dirty.flying):
             await self.settle()
-        old = self.inode.size
-        if size < self.on_osds_bytes or size > max(old, self.on_osds_bytes):
+        # Others may have made it longer on the OSDs than we ever did, but then the size that came with the lease says so.
+        if size != self.inode.size or size < self.on_osds_bytes:
             # Growing is told, too: the length of a file whose writer dies is what its columns say.
             await self.striped.truncate(size)
             self._note_blocks()

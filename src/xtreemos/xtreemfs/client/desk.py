@@ -131,7 +131,8 @@ class Desk:
         uid = call.caller.uid
         if uid is None or (uid != 0 and self._identities.name_of("u", uid) is None):
             raise UsageError(
-                f"uid {uid} is no account of VO {self._client.directory.vo} on this machine", "use the account of the grid, for example by ssh"
+                f"uid {uid} is no account of VO {self._client.directory.vo} on this machine",
+                "use the account of the grid, for example by ssh",
             )
         return uid
 
