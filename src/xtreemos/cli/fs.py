@@ -306,3 +306,48 @@ def export(
         fs_transfer.transfer("exported", fs_transfer.place_of(vo, source), target, threads=jobs, verify=verify)
 
     context.guarded(work)
+
+
+# -- health --------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def scrub(
+    node: Annotated[
+        str | None, typer.Option(metavar="NODE", help="Which object server: from a core node any, else this one.")
+    ] = None,
+    as_json: Json = False,
+    vo: Vo = None,
+) -> None:
+    """Read everything that an object server keeps and compare it with its checksums (root). It is slow on purpose, others go first."""
+
+    def work() -> None:
+        from xtreemos.cli import fs_check
+
+        context.need_root()
+        answer = _run(fs_check.scrub(vo, node))
+        if as_json:
+            print(json.dumps(answer, indent=1))
+            raise typer.Exit(1 if answer["damaged"] else 0)
+        raise typer.Exit(fs_check.tell_scrub(answer))
+
+    context.guarded(work)
+
+
+@app.command()
+def fsck(
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what is found; the metadata server is stopped meanwhile.")] = False,
+    vo: Vo = None,
+) -> None:
+    """Check this node's metadata server against itself and against all object servers (root of a core node).
+
+    Without --repair nobody is disturbed. Exit code 1: something is wrong that is not mended.
+    """
+
+    def work() -> None:
+        from xtreemos.cli import fs_check
+
+        context.need_root()
+        raise typer.Exit(_run(fs_check.check(vo, repair=repair)))
+
+    context.guarded(work)

@@ -658,6 +658,23 @@ class OsdStatus(Message, frozen=True, array_like=True):
 
 
 class OsdScrub(Message, frozen=True, array_like=True):
-    """`osd.scrub` (root of the node, or an administrator) -> EVENTs {done, total, damaged}, then RESULT {files, bytes, damaged: rows, torn: rows}."""
+    """`osd.scrub` (root of the node, a node with an MRC, or an administrator) -> EVENTs {done, total, damaged}, then RESULT {files, bytes, damaged: rows, torn: rows}."""
 
     repair: bool = False
+
+
+class OsdColumns(Message, frozen=True, array_like=True):
+    """`osd.columns` (root of the node, or a node with an MRC) -> EVENTs of lists of ColumnRow, then {columns}. `inos`: only these files."""
+
+    inos: tuple[int, ...] = ()
+
+
+class ColumnRow(Message, frozen=True, array_like=True, order=True):
+    """A column that an OSD has. `state`: there; lost (it should be there, with `length` bytes, and is not); deleted (the whole file)."""
+
+    ino: int
+    column: int
+    state: Literal["there", "lost", "deleted"]
+    length: int
+    """Bytes, holes included; -1: not known (only told of clean columns, or where files were asked for)."""
+    taken_bytes: int

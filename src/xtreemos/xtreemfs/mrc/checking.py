@@ -270,7 +270,7 @@ def _links(seen: Picture, _state: State, going: set[int]) -> Iterator[Problem]:
             continue
         count = len(seen.held_by.get(ino, []))
         if not count and ino not in seen.orphans:
-            yield Problem(f"inode {ino:x} has no name: it goes to {LOST_FOUND.decode()}", _find_home(ino))
+            yield Problem(f"inode {ino:x} has no name: it goes to {LOST_FOUND.decode()}", find_home(ino))
         elif not inode.is_dir and inode.nlink != count:
             right = msgspec.structs.replace(inode, nlink=count)
             yield Problem(f"inode {ino:x} has {count} names and says {inode.nlink}", _save(right))
@@ -279,7 +279,9 @@ def _links(seen: Picture, _state: State, going: set[int]) -> Iterator[Problem]:
             yield Problem(f"inode {ino:x} is kept as one without a name, and is none", _delete(schema.ORPHAN + schema.pack64(ino)))
 
 
-def _find_home(ino: int) -> Repair:
+def find_home(ino: int) -> Repair:
+    """Give an inode a name in the `lost+found` of its volume."""
+
     def run(state: State) -> None:
         inode = state.find_inode(ino)
         if inode is None:

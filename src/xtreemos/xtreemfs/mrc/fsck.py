@@ -20,7 +20,12 @@ from xtreemos.xtreemfs.mrc.errors import LogDamaged, StoreBroken
 from xtreemos.xtreemfs.mrc.store import Lock, Store, open_store
 
 
-def _open(folder: Path, *, repair: bool) -> Store:
+def open_checked(folder: Path, *, repair: bool) -> Store:
+    """Open the store of an MRC that does not run; the caller holds its `Lock`. Says on standard output what recovery did.
+
+    Raises:
+        LogDamaged, StoreBroken: the log cannot be played, and `repair` is False. With `repair` it goes on from before the damage.
+    """
     try:
         return open_store(folder)
     except (LogDamaged, StoreBroken) as error:
@@ -48,7 +53,7 @@ def run(folder: Path, *, repair: bool) -> int:
     """
     lock = Lock(folder)
     try:
-        store = _open(folder, repair=repair)
+        store = open_checked(folder, repair=repair)
         try:
             if store.torn is not None:
                 print(f"a torn tail of {store.torn.bytes} bytes was cut off the log (a crash; nothing acknowledged was in it)")

@@ -26,6 +26,7 @@ from xtreemos.xtreemfs.directory import Directory
 from xtreemos.xtreemfs.errors import CapabilityRefused
 from xtreemos.xtreemfs.model import OSD_BEAT_S, OsdRecord
 from xtreemos.xtreemfs.osd.disks import Disks
+from xtreemos.xtreemfs.osd.inventory import columns, may_ask
 from xtreemos.xtreemfs.osd.keeper import Keeper
 from xtreemos.xtreemfs.osd.lending import Lending
 from xtreemos.xtreemfs.osd.service import Service
@@ -74,7 +75,7 @@ class Server:
 
     def handlers(self) -> dict[str, Handler]:
         """What both listeners serve."""
-        return {**self.service.handlers(), "osd.scrub": self._scrub}
+        return {**self.service.handlers(), "osd.scrub": self._scrub, "osd.columns": self._columns}
 
     async def start(self) -> None:
         """Listen, and stand in the directory if it can be reached."""
@@ -177,14 +178,23 @@ class Server:
             "scrubbed_at": int(self.keeper.scrubbed_at_s),
         }
 
-    # --------------------------------------------------------------------------------------------------------------- scrub
+    # ---------------------------------------------------------------------------------------------------- checks and scrubs
+
+    async def _only_operators(self, call: ServerCall) -> None:
+        try:
+            may_ask(call.caller, self._directory.state.mrcs, self._directory.node)
+        except CapabilityRefused as refused:
+            await self.service.note(call.caller, call.method, refused.message)
+            raise
+
+    async def _columns(self, call: ServerCall) -> dict[str, Any]:
+        await self._only_operators(call)
+        return await columns(self.store, call)
 
     async def _scrub(self, call: ServerCall) -> dict[str, Any]:
         message_of(call.params, OsdScrub)
-        caller = call.caller
-        if not (caller.kind == "local" and caller.uid == 0) and not (caller.kind == "user" and caller.has_role("admin")):
-            await self.service.note(caller, "osd.scrub", "only root of the node or an administrator of the VO may scrub")
-            raise CapabilityRefused("only root of the node or an administrator of the VO may scrub")
+        if not (call.caller.kind == "user" and call.caller.has_role("admin")):
+            await self._only_operators(call)
         told_s = 0.0
 
         def tell(done: int, total: int, damaged: int) -> None:
