@@ -78,8 +78,8 @@ class AttrOps(FileOps):
             epoch = session.holder.epoch(ino)
             if not (session.can(ino, Level.WRITE) and client.capability(inode, "w", epoch)):
                 # A path was truncated: rights are those of who asks. Through a handle they were checked when it was opened.
-                inode = await self._acquire(session, ino, q, Level.WRITE, "" if q.fh is not None else "w")
-            await self._truncate(session, inode, q.size, q, kill_suid=q.kill_suidgid)
+                inode = await self.acquire(session, ino, q, Level.WRITE, "" if q.fh is not None else "w")
+            await self.truncate(session, inode, q.size, q, kill_suid=q.kill_suidgid)
             if not others and q.mtime_ns is None and q.atime_ns is None:
                 return client.attr_reply(session, inode)
         if others or times_given or q.size is None:  # chown to nobody new is no change, but one of ctime

@@ -18,13 +18,15 @@ from xtreemos.errors import XosError
 from xtreemos.fabric.rpc import Peer
 from xtreemos.xtreemfs import protocol
 from xtreemos.xtreemfs.client.actors import Identities
-from xtreemos.xtreemfs.client.data import DataStore
+from xtreemos.xtreemfs.client.coherent import granted
+from xtreemos.xtreemfs.client.data import FileData, data_of
 from xtreemos.xtreemfs.client.inodes import Changed, Inode, Inodes
 from xtreemos.xtreemfs.client.links import NONE
 from xtreemos.xtreemfs.client.lockbook import LockBook
 from xtreemos.xtreemfs.client.osds import Dialer, PatientOsds
 from xtreemos.xtreemfs.client.recall import Coherence
-from xtreemos.xtreemfs.client.session import Session, granted
+from xtreemos.xtreemfs.client.session import Session
+from xtreemos.xtreemfs.client.store import DataStore
 from xtreemos.xtreemfs.directory import Directory
 from xtreemos.xtreemfs.fuse import model as m
 from xtreemos.xtreemfs.fuse.constants import ROOT_ID
@@ -170,6 +172,10 @@ class Client:
         return None
 
     # ------------------------------------------------------------------------------------------------------- attributes
+
+    def data_of(self, inode: Inode) -> FileData:
+        """Return the data of a file."""
+        return data_of(inode, self.store)
 
     def fuse_attr(self, session: Session | None, inode: Inode) -> m.Attr:
         """Return attributes as the kernel wants them. Owners that were not `learned` are nobody's."""

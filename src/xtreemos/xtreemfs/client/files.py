@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal, TypeVar
 
-from xtreemos.xtreemfs import protocol as p
 from xtreemos.xtreemfs.client.base import FileHandle
-from xtreemos.xtreemfs.client.data import FileData, note_write, without_suid
+from xtreemos.xtreemfs.client.data import FileData, note_write
 from xtreemos.xtreemfs.client.dirty import Buffer
-from xtreemos.xtreemfs.client.inodes import Changed, Inode, Span
-from xtreemos.xtreemfs.client.naming import NameOps
-from xtreemos.xtreemfs.client.readahead import Planner
-from xtreemos.xtreemfs.client.session import Op, Session
+from xtreemos.xtreemfs.client.inodes import Changed, Inode
+from xtreemos.xtreemfs.client.opening import OpenOps
+from xtreemos.xtreemfs.client.session import Session
 from xtreemos.xtreemfs.fuse import constants as c
 from xtreemos.xtreemfs.fuse import model as m
 from xtreemos.xtreemfs.fuse.errors import FuseError
@@ -33,159 +30,8 @@ SEEK_DATA = 3
 O_NOATIME = getattr(os, "O_NOATIME", 0)
 
 
-class FileOps(NameOps):
-    """open, create, tmpfile, read, write, flush, release, fsync, fallocate, lseek, copy_file_range."""
-
-    # ----------------------------------------------------------------------------------------------------------- opening
-
-    def open(self, q: m.Open) -> m.Opened | Awaitable[m.Opened]:
-        """See `fuse.handlers`. Costs nothing if lease and capability are there."""
-        client = self.client
-        inode = client.inodes.get(client.ino_of(q.nodeid))
-        writes = (q.flags & os.O_ACCMODE) != os.O_RDONLY
-        if inode is not None and not q.flags & os.O_TRUNC:
-            session = client.session_of(inode.ino)
-            if not writes and client.capability(inode, "r") is not None and inode.layout is not None:
-                return self._opened(session, inode, q.flags)
-            if writes and session.can(inode.ino, Level.WRITE) and client.capability(inode, "w", session.holder.epoch(inode.ino)):
-                return self._opened(session, inode, q.flags)
-        return self._open_later(q, writes=writes)
-
-    async def _open_later(self, q: m.Open, *, writes: bool) -> m.Opened:
-        client = self.client
-        ino = client.ino_of(q.nodeid)
-        session = client.session_of(ino)
-        mode = {os.O_RDONLY: "r", os.O_WRONLY: "w"}.get(q.flags & os.O_ACCMODE, "rw")
-        truncate = bool(q.flags & os.O_TRUNC)
-        level = Level.WRITE if writes or truncate else Level.READ
-        inode = await self._acquire(session, ino, q, level, "rw" if truncate and mode == "r" else mode)
-        if truncate:
-            await self._truncate(session, inode, 0, q, kill_suid=bool(q.open_flags & c.OPEN_KILL_SUIDGID))
-        return self._opened(session, inode, q.flags)
-
-    async def _acquire(self, session: Session, ino: int, q: m.Request | None, level: Level, mode: str) -> Inode:
-        """Get a capability (and, if nothing is in the way, the lease) by the rights of who asks."""
-        client = self.client
-        asked_at = client.coherence.count
-        grant = await session.call(q, ino, "mrc.acquire", lambda who: p.Acquire(who, ino, level, mode), p.Grant, again=True)
-        return client.take(session, grant, asked_at)
-
-    def _opened(self, session: Session, inode: Inode, flags: int) -> m.Opened:
-        fh = self.next_handle()
-        writes = (flags & os.O_ACCMODE) != os.O_RDONLY
-        append = writes and bool(flags & os.O_APPEND)
-        data = self.client.store.of(inode)
-        handle = self.files[fh] = FileHandle(inode, flags, writes, append, Planner(), data.errors, data.errors)
-        inode.handles += 1
-        inode.writers += handle.writes
-        if inode.handles == 1:
-            session.feed(h.Pin(inode.ino, on=True))
-        return m.Opened(fh, c.FOPEN_DIRECT_IO if append else c.FOPEN_KEEP_CACHE)
-
-    def create(self, q: m.Create) -> Awaitable[m.Created]:
-        """See `fuse.handlers`."""
-        return self._create(q, anonymous=False)
-
-    def tmpfile(self, q: m.Create) -> Awaitable[m.Created]:
-        """See `fuse.handlers`."""
-        return self._create(q, anonymous=True)
-
-    async def _create(self, q: m.Create, *, anonymous: bool) -> m.Created:
-        client = self.client
-        session, folder_ino = self.changing(q.nodeid)
-        asked_at = client.coherence.count
-        now = time.time_ns()
-        mode = stat.S_IFREG | q.mode & 0o7777
-        exclusive = bool(q.flags & os.O_EXCL) or anonymous
-        name = b"" if anonymous else q.name
-        made = await session.call(
-            q,
-            folder_ino,
-            "mrc.create",
-            lambda who: p.Create(
-                who, folder_ino, name, mode, q.umask, now, exclusive=exclusive, near=client.near, anonymous=anonymous
-            ),
-            p.Made,
-        )
-        if anonymous:
-            inode = client.take(session, made.entry, asked_at)
-            client.store.of(inode)
-            return m.Created(client.entry(session, inode, None, named=False), self._opened(session, inode, q.flags))
-        entry = self.made(session, made, q.name, asked_at)
-        inode = client.inodes.take(made.entry.attr)
-        if made.found:
-            if not stat.S_ISREG(inode.mode):
-                raise FuseError(errno.EEXIST)
-            wanted = {os.O_RDONLY: "r", os.O_WRONLY: "w"}.get(q.flags & os.O_ACCMODE, "rw")
-            level = Level.READ if wanted == "r" and not q.flags & os.O_TRUNC else Level.WRITE
-            inode = await self._acquire(session, inode.ino, q, level, wanted)
-            if q.flags & os.O_TRUNC:
-                await self._truncate(session, inode, 0, q, kill_suid=bool(q.open_flags & c.OPEN_KILL_SUIDGID))
-        return m.Created(entry, self._opened(session, inode, q.flags))
-
-    def release(self, q: m.Release) -> Awaitable[None] | None:
-        """See `fuse.handlers`."""
-        handle = self.files.pop(q.fh, None)
-        if handle is None:
-            return None
-        client, inode = self.client, handle.inode
-        inode.handles -= 1
-        inode.writers -= handle.writes
-        session = client.session_of(inode.ino)
-        if not inode.handles:
-            if inode.data is not None:
-                inode.data.forget_blocks(0, 1 << 62)
-            session.feed(h.Pin(inode.ino, on=False))
-            if inode.attr.nlink == 0:
-                client.discard(inode)
-        if inode.changed & ~Changed.ATIME:  # an access time goes with the lease
-            client.tell_later(inode)
-        return self.unlock_all(session, inode, handle.lock_owners) if handle.lock_owners else None
-
-    # ----------------------------------------------------------------------------------------------------------- relying
-
-    async def relying(
-        self,
-        session: Session,
-        inode: Inode,
-        level: Level,
-        q: m.Request | None,
-        work: Callable[[h.Go], Awaitable[T]],
-        *,
-        span: Span | None = None,
-        op: Op | None = None,
-    ) -> T:
-        """Do `work` under a lease, with true attributes and a capability. `op`: it was begun already."""
-        client = self.client
-        mode = "w" if level == Level.WRITE else "r"
-        for attempt in range(TRIES):
-            op = op or session.begin(inode.ino, level, q, span=span)
-            go = await session.ready(op)
-            missing = client.capability(inode, mode, go.epoch if mode == "w" else 0) is None or inode.layout is None
-            # A recall on the heels of the grant has marked the attributes as old; they are true as long as the lease is there.
-            fresh = inode.fresh or (inode.true_until_released and session.holder.level(inode.ino) >= level)
-            if not missing and (fresh or go.direct):
-                dirty = level == Level.WRITE
-                try:
-                    return await work(go)
-                except FuseError as error:
-                    if error.errno not in {errno.EACCES, errno.ESTALE} or attempt:
-                        raise FuseError(errno.EIO if error.errno in {errno.EACCES, errno.ESTALE} else error.errno) from None
-                    inode.capabilities.clear()
-                finally:
-                    inode.dirty_told |= dirty
-                    session.end(op, dirty=dirty)
-            else:
-                session.end(op)
-            op = None
-            if (
-                client.capability(inode, mode, session.holder.epoch(inode.ino) if mode == "w" else 0) is None
-                or inode.layout is None
-            ):
-                await self._acquire(session, inode.ino, q, level, "")
-            else:
-                await self.fresh_inode(session, inode.ino, q)
-        raise FuseError(errno.EIO)
+class FileOps(OpenOps):
+    """read, write, flush, fsync, fallocate, lseek, copy_file_range."""
 
     # ----------------------------------------------------------------------------------------------------------- reading
 
@@ -219,7 +65,7 @@ class FileOps(NameOps):
             inode.changed |= Changed.ATIME
 
     async def _read_later(self, session: Session, handle: FileHandle, inode: Inode, q: m.Read) -> Buffer:
-        data = self.client.store.of(inode)
+        data = self.client.data_of(inode)
         span = (q.offset, q.offset + q.size)
 
         async def work(go: h.Go) -> Buffer:
@@ -276,7 +122,7 @@ class FileOps(NameOps):
         capability = inode.capabilities.get("w")
         if capability is not None and capability[1].quota_bytes < end and end > inode.size:
             raise FuseError(errno.EDQUOT)
-        self.client.store.of(inode).write(offset, q.data)
+        self.client.data_of(inode).write(offset, q.data)
         note_write(inode, end, time.time_ns(), kill_suid=bool(q.write_flags & c.WRITE_KILL_SUIDGID))
         if not handle.append:
             inode.pages = True
@@ -299,7 +145,7 @@ class FileOps(NameOps):
                 # Pages that were read at the old end are wrong now; nobody holds them locked on account of this write.
                 await client.kernel.invalidate_inode(client.node_of(inode.ino), offset, written)
             if go.direct:
-                await client.store.of(inode).flush()
+                await client.data_of(inode).flush()
                 inode.changed = Changed(0)
             return written
 
@@ -311,7 +157,7 @@ class FileOps(NameOps):
                 op.failed
             ):  # a page of a mapping that was changed in the moment in which the lease went: it is written when it is back
                 session.cancel(op)
-                client.store.of(inode).late(self.relying(session, inode, Level.WRITE, None, work))
+                client.data_of(inode).late(self.relying(session, inode, Level.WRITE, None, work))
                 return len(q.data)
             return await self.relying(session, inode, Level.WRITE, q, work, op=op)
         written = await self._with_quota(session, inode, q, lambda: self.relying(session, inode, Level.WRITE, q, work, span=span))
@@ -326,7 +172,7 @@ class FileOps(NameOps):
         except FuseError as error:
             if error.errno != errno.EDQUOT:
                 raise
-        await self._acquire(session, inode.ino, q, Level.WRITE, "")
+        await self.acquire(session, inode.ino, q, Level.WRITE, "")
         return await write()
 
     # -------------------------------------------------------------------------------------------------------- writing back
@@ -378,26 +224,6 @@ class FileOps(NameOps):
 
     # ------------------------------------------------------------------------------------------------------------- length
 
-    async def _truncate(self, session: Session, inode: Inode, size: int, q: m.Request, *, kill_suid: bool = False) -> None:
-        data = self.client.store.of(inode)
-
-        async def work(_go: h.Go) -> None:
-            capability = inode.capabilities.get("w")
-            if size > inode.size and capability is not None and capability[1].quota_bytes < size:
-                raise FuseError(errno.EDQUOT)
-            await data.truncate(size)
-            inode.size = size
-            inode.mtime_ns = inode.ctime_ns = time.time_ns()
-            inode.changed |= Changed.SIZE | Changed.MTIME | Changed.CTIME
-            if kill_suid and inode.mode & 0o6000:
-                inode.mode = without_suid(inode.mode)
-                inode.changed |= Changed.MODE
-            if inode.served is not None:
-                inode.served.append((min(size, inode.size), 1 << 62))
-
-        await self.relying(session, inode, Level.WRITE, q, work)
-        self.client.tell_later(inode)
-
     def fallocate(self, q: m.Fallocate) -> Awaitable[None]:
         """See `fuse.handlers`."""
         handle = self.file(q.fh)
@@ -408,7 +234,7 @@ class FileOps(NameOps):
         return self._fallocate_later(self.client.session_of(handle.inode.ino), handle.inode, q)
 
     async def _fallocate_later(self, session: Session, inode: Inode, q: m.Fallocate) -> None:
-        data = self.client.store.of(inode)
+        data = self.client.data_of(inode)
 
         async def work(_go: h.Go) -> None:
             end = q.offset + q.length
@@ -437,7 +263,7 @@ class FileOps(NameOps):
         return self._lseek_later(self.client.session_of(self.file(q.fh).inode.ino), self.file(q.fh).inode, q)
 
     async def _lseek_later(self, session: Session, inode: Inode, q: m.Lseek) -> int:
-        data = self.client.store.of(inode)
+        data = self.client.data_of(inode)
 
         async def work(_go: h.Go) -> int:
             if q.offset < 0 or q.offset >= inode.size:
@@ -466,7 +292,7 @@ class FileOps(NameOps):
 
             async def take(_go: h.Go, at: int = at, want: int = want) -> Buffer:
                 length = min(want, source.size - at)
-                return bytes(await self.client.store.of(source).read(None, at, length)) if length > 0 else b""
+                return bytes(await self.client.data_of(source).read(None, at, length)) if length > 0 else b""
 
             part = await self.relying(source_session, source, Level.WRITE if source.writers else Level.READ, q, take)
             if not part:
@@ -476,7 +302,7 @@ class FileOps(NameOps):
             async def put(_go: h.Go, part: Buffer = part, to: int = to) -> None:
                 if to + len(part) > FILE_BYTES_MAX:
                     raise FuseError(errno.EFBIG)
-                self.client.store.of(target).write(to, part)
+                self.client.data_of(target).write(to, part)
                 note_write(target, to + len(part), time.time_ns(), kill_suid=q.uid != 0)
                 if target.served is not None:
                     target.served.append((to, to + len(part)))

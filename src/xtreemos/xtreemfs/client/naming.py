@@ -160,7 +160,7 @@ class NameOps(Base):
         client = self.client
         inode = client.take(session, made.entry, asked_at)
         if stat.S_ISREG(inode.mode) and not made.found and inode.data is None and inode.layout is not None:
-            client.store.of(inode)  # nothing of it is on any OSD yet
+            client.data_of(inode)  # nothing of it is on any OSD yet
             inode.xattrs[CAPABILITY] = None  # the kernel asks for it before the first write
         if inode.attr.is_dir and not made.found and session.can(inode.ino, Level.READ):
             inode.know_all(())

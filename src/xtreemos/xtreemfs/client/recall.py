@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from xtreemos.fabric.rpc import Peer
 from xtreemos.xtreemfs import calls, protocol
+from xtreemos.xtreemfs.client.coherent import Op
 from xtreemos.xtreemfs.client.inodes import Inode, Span, overlaps, without
-from xtreemos.xtreemfs.client.session import Op, Session
+from xtreemos.xtreemfs.client.session import Session
 from xtreemos.xtreemfs.fuse.constants import PAGE_BYTES
 from xtreemos.xtreemfs.fuse.errors import FuseError, NotifyFailed, SessionEnded
 from xtreemos.xtreemfs.lease import holder_model as h
@@ -33,7 +34,7 @@ WHOLE: Span = (0, 1 << 62)
 
 
 class Coherence:
-    """What leases mean for this mount: see `session.Coherent` and `data.Coherence`, both of which it is."""
+    """What leases mean for this mount: see `coherent.Coherent` and `store.Coherence`, both of which it is."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -43,11 +44,11 @@ class Coherence:
     # -------------------------------------------------------------------------------------------------- for the data path
 
     def generation(self, ino: int) -> int:
-        """See `data.Coherence`."""
+        """See `store.Coherence`."""
         return self._client.session_of(ino).holder.generation(ino)
 
     def rights(self, inode: Inode) -> Rights:
-        """See `data.Coherence`."""
+        """See `store.Coherence`."""
         session = self._client.session_of(inode.ino)
         epoch = session.holder.epoch(inode.ino)
         record = (self._client.capability(inode, "w", epoch) if epoch else None) or self._client.capability(inode, "r")
@@ -56,7 +57,7 @@ class Coherence:
         return session.rights(record)
 
     def fenced(self, inode: Inode, epoch: int) -> None:
-        """See `data.Coherence`."""
+        """See `store.Coherence`."""
         self._client.session_of(inode.ino).feed(h.Stale(inode.ino, epoch))
 
     def passes(self, session: Session, inode: Inode, span: Span, level: Level) -> bool:
@@ -70,7 +71,7 @@ class Coherence:
     # ------------------------------------------------------------------------------------------------------ for a session
 
     async def ask(self, session: Session, peer: Peer, op: Op, level: Level) -> protocol.Grant:
-        """See `session.Coherent`."""
+        """See `coherent.Coherent`."""
         client = self._client
         asked_at = self.count
         who = await session.who(peer, op.request, op.ino)
@@ -86,7 +87,7 @@ class Coherence:
         return grant
 
     async def flush(self, ino: int) -> bool:
-        """See `session.Coherent`."""
+        """See `coherent.Coherent`."""
         inode = self._client.inodes.get(ino)
         if inode is None:
             return True
@@ -98,7 +99,7 @@ class Coherence:
         return inode.data.errors == errors
 
     def drop(self, ino: int, level: Level, names: tuple[bytes, ...]) -> None:
-        """See `session.Coherent`."""
+        """See `coherent.Coherent`."""
         self.count += 1
         inode = self._client.inodes.get(ino)
         if inode is None:
@@ -111,7 +112,7 @@ class Coherence:
             inode.served = [op.span for op in session.ops.values() if op.ino == ino and op.span is not None and op.go is not None]
 
     async def invalidate(self, ino: int, level: Level, names: tuple[bytes, ...], *, again: bool) -> None:
-        """See `session.Coherent`."""
+        """See `coherent.Coherent`."""
         inode = self._client.inodes.get(ino)
         kernel = self._client.kernel
         if inode is None or kernel is None:
@@ -147,7 +148,7 @@ class Coherence:
             spans, inode.passed = inode.passed, []
 
     def fail_dirty(self, ino: int) -> None:
-        """See `session.Coherent`."""
+        """See `coherent.Coherent`."""
         inode = self._client.inodes.get(ino)
         if inode is None:
             return
@@ -157,12 +158,12 @@ class Coherence:
         inode.dirty_told = False
 
     def last_word(self, ino: int, epoch: int) -> protocol.Update | None:
-        """See `session.Coherent`."""
+        """See `coherent.Coherent`."""
         inode = self._client.inodes.get(ino)
         return None if inode is None else inode.update(epoch)
 
     def released(self, ino: int, level: Level, update: protocol.Update | None) -> None:
-        """See `session.Coherent`."""
+        """See `coherent.Coherent`."""
         inode = self._client.inodes.get(ino)
         if inode is None:
             return
@@ -174,7 +175,7 @@ class Coherence:
             inode.told(update)
 
     def suspended(self, session: Session) -> None:
-        """See `session.Coherent`."""
+        """See `coherent.Coherent`."""
         self.count += 1
         self._client.start(self._empty_kernel(session))
 
@@ -201,11 +202,11 @@ class Coherence:
             log.error("the kernel's caches could not be emptied: %s", failed)  # noqa: TRY400
 
     def locks(self, session: Session) -> tuple[protocol.LockRow, ...]:
-        """See `session.Coherent`."""
+        """See `coherent.Coherent`."""
         return self._client.locks.rows(session.mrc)
 
     def opened(self, session: Session, welcome: protocol.Welcome) -> None:
-        """See `session.Coherent`."""
+        """See `coherent.Coherent`."""
         if welcome.lost:
             log.warning("%d inodes were given to others while %s was away", len(welcome.lost), session.link.label)
         for row in welcome.lost_locks:

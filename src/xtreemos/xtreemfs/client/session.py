@@ -12,8 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -21,13 +20,14 @@ from xtreemos.errors import RemoteError, Unreachable, XosError
 from xtreemos.fabric.rpc import ClientCall, Peer
 from xtreemos.xtreemfs import calls, protocol
 from xtreemos.xtreemfs.client.actors import Actors, Identities, Principals
+from xtreemos.xtreemfs.client.coherent import Coherent, Op, granted, held_row, is_session_over, now_s
 from xtreemos.xtreemfs.client.links import DEADLINE_S, Link, events, patient
 from xtreemos.xtreemfs.errors import errno_of
 from xtreemos.xtreemfs.fuse.errors import FuseError
 from xtreemos.xtreemfs.fuse.model import Request
 from xtreemos.xtreemfs.lease import holder_model as h
 from xtreemos.xtreemfs.lease.holder import Holder
-from xtreemos.xtreemfs.lease.model import REOPEN_S, Claim
+from xtreemos.xtreemfs.lease.model import REOPEN_S
 from xtreemos.xtreemfs.model import Level
 
 log = logging.getLogger(__name__)
@@ -35,65 +35,6 @@ log = logging.getLogger(__name__)
 M = TypeVar("M")
 
 RENEW_ANSWER_S = 5.0  # a connection on which a renewal is not answered for so long is given up
-
-
-def now_s() -> float:
-    """Seconds of the clock of leases: it goes on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-class Coherent(Protocol):
-    """Inodes, data and the kernel's caches, as a session needs them."""
-
-    async def ask(self, session: Session, peer: Peer, op: Op, level: Level) -> protocol.Grant:
-        """Ask the MRC on this connection for a lease on behalf of `op` and take over what it answers. RemoteError, Unreachable."""
-
-    async def flush(self, ino: int) -> bool:
-        """Write what is unwritten; tell whether it could be."""
-
-    def drop(self, ino: int, level: Level, names: tuple[bytes, ...]) -> None:
-        """Forget own copies of what `level` does not cover, and of these names."""
-
-    async def invalidate(self, ino: int, level: Level, names: tuple[bytes, ...], *, again: bool) -> None:
-        """Have the kernel forget the same."""
-
-    def fail_dirty(self, ino: int) -> None:
-        """What is unwritten is void."""
-
-    def last_word(self, ino: int, epoch: int) -> protocol.Update | None:
-        """Return what the MRC must hear with the release of a WRITE lease of this epoch."""
-
-    def released(self, ino: int, level: Level, update: protocol.Update | None) -> None:
-        """The MRC has heard it."""
-
-    def suspended(self, session: Session) -> None:
-        """Nothing may be answered from caches any more."""
-
-    def locks(self, session: Session) -> tuple[protocol.LockRow, ...]:
-        """Return all file locks held through this session."""
-
-    def opened(self, session: Session, welcome: protocol.Welcome) -> None:
-        """The session stands (again); inodes and locks that were given to others meanwhile are in `welcome`."""
-
-
-@dataclass(eq=False, slots=True)
-class Op:
-    """One request that relies on the lease of one inode, from `Session.begin` to `Session.end`."""
-
-    number: int
-    ino: int
-    level: Level
-    request: Request | None
-    span: tuple[int, int] | None = None
-    """Pages that the kernel keeps locked until the request is answered: first byte, byte behind."""
-    go: h.Go | None = None
-    failed: int = 0
-    waiter: asyncio.Future[None] | None = field(default=None, repr=False)
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether the lease is still to come."""
-        return self.go is None and not self.failed
 
 
 class Session:
@@ -428,7 +369,7 @@ class Session:
     async def _open(self, peer: Peer, opening: h.OpenSession) -> bool:
         """Open the session on a connection; tell whether it stands. False: it was over, and the holder has heard that."""
         sent = now_s()
-        held = tuple(_held(claim) for claim in opening.held)
+        held = tuple(held_row(claim) for claim in opening.held)
         call = peer.open("mrc.session", calls.params(protocol.OpenSession(self.client, held, self._coherent.locks(self))))
         try:
             frame = await call.receive()
@@ -470,17 +411,3 @@ class Session:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.link.close()
-
-
-def granted(grant: protocol.Grant, *, asked: bool = False) -> h.Granted:
-    """Return the event for what an answer says is held."""
-    return h.Granted(grant.attr.ino, Level(grant.level), grant.epoch, Level(grant.shared), asked)
-
-
-def is_session_over(error: RemoteError) -> bool:
-    """Whether the MRC says that it does not know our session any more."""
-    return error.code == "fs-session-over"
-
-
-def _held(claim: Claim) -> protocol.Held:
-    return protocol.Held(claim.ino, claim.level, claim.epoch, claim.pin, claim.through, claim.shared)

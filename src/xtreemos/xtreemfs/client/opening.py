@@ -1,0 +1,210 @@
+"""Opening and closing files, relying on their leases while something is done with them, and cutting them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from xtreemos.xtreemfs import protocol as p
+from xtreemos.xtreemfs.client.base import FileHandle
+from xtreemos.xtreemfs.client.coherent import Op
+from xtreemos.xtreemfs.client.data import without_suid
+from xtreemos.xtreemfs.client.inodes import Changed, Inode, Span
+from xtreemos.xtreemfs.client.naming import NameOps
+from xtreemos.xtreemfs.client.readahead import Planner
+from xtreemos.xtreemfs.client.session import Session
+from xtreemos.xtreemfs.fuse import constants as c
+from xtreemos.xtreemfs.fuse import model as m
+from xtreemos.xtreemfs.fuse.errors import FuseError
+from xtreemos.xtreemfs.lease import holder_model as h
+from xtreemos.xtreemfs.model import Level
+
+T = TypeVar("T")
+
+TRIES = 4  # a lease may be called back between its grant and the capability; more often in a row is a fault
+KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16  # of fallocate(2)
+COPY_BYTES = 1 << 20
+
+SEEK_DATA = 3
+O_NOATIME = getattr(os, "O_NOATIME", 0)
+
+
+class OpenOps(NameOps):
+    """open, create, tmpfile, release; `relying`, and the truncation that opens and setattr share."""
+
+    # ----------------------------------------------------------------------------------------------------------- opening
+
+    def open(self, q: m.Open) -> m.Opened | Awaitable[m.Opened]:
+        """See `fuse.handlers`. Costs nothing if lease and capability are there."""
+        client = self.client
+        inode = client.inodes.get(client.ino_of(q.nodeid))
+        writes = (q.flags & os.O_ACCMODE) != os.O_RDONLY
+        if inode is not None and not q.flags & os.O_TRUNC:
+            session = client.session_of(inode.ino)
+            if not writes and client.capability(inode, "r") is not None and inode.layout is not None:
+                return self._opened(session, inode, q.flags)
+            if writes and session.can(inode.ino, Level.WRITE) and client.capability(inode, "w", session.holder.epoch(inode.ino)):
+                return self._opened(session, inode, q.flags)
+        return self._open_later(q, writes=writes)
+
+    async def _open_later(self, q: m.Open, *, writes: bool) -> m.Opened:
+        client = self.client
+        ino = client.ino_of(q.nodeid)
+        session = client.session_of(ino)
+        mode = {os.O_RDONLY: "r", os.O_WRONLY: "w"}.get(q.flags & os.O_ACCMODE, "rw")
+        truncate = bool(q.flags & os.O_TRUNC)
+        level = Level.WRITE if writes or truncate else Level.READ
+        inode = await self.acquire(session, ino, q, level, "rw" if truncate and mode == "r" else mode)
+        if truncate:
+            await self.truncate(session, inode, 0, q, kill_suid=bool(q.open_flags & c.OPEN_KILL_SUIDGID))
+        return self._opened(session, inode, q.flags)
+
+    async def acquire(self, session: Session, ino: int, q: m.Request | None, level: Level, mode: str) -> Inode:
+        """Get a capability (and, if nothing is in the way, the lease) by the rights of who asks."""
+        client = self.client
+        asked_at = client.coherence.count
+        grant = await session.call(q, ino, "mrc.acquire", lambda who: p.Acquire(who, ino, level, mode), p.Grant, again=True)
+        return client.take(session, grant, asked_at)
+
+    def _opened(self, session: Session, inode: Inode, flags: int) -> m.Opened:
+        fh = self.next_handle()
+        writes = (flags & os.O_ACCMODE) != os.O_RDONLY
+        append = writes and bool(flags & os.O_APPEND)
+        data = self.client.data_of(inode)
+        handle = self.files[fh] = FileHandle(inode, flags, writes, append, Planner(), data.errors, data.errors)
+        inode.handles += 1
+        inode.writers += handle.writes
+        if inode.handles == 1:
+            session.feed(h.Pin(inode.ino, on=True))
+        return m.Opened(fh, c.FOPEN_DIRECT_IO if append else c.FOPEN_KEEP_CACHE)
+
+    def create(self, q: m.Create) -> Awaitable[m.Created]:
+        """See `fuse.handlers`."""
+        return self._create(q, anonymous=False)
+
+    def tmpfile(self, q: m.Create) -> Awaitable[m.Created]:
+        """See `fuse.handlers`."""
+        return self._create(q, anonymous=True)
+
+    async def _create(self, q: m.Create, *, anonymous: bool) -> m.Created:
+        client = self.client
+        session, folder_ino = self.changing(q.nodeid)
+        asked_at = client.coherence.count
+        now = time.time_ns()
+        mode = stat.S_IFREG | q.mode & 0o7777
+        exclusive = bool(q.flags & os.O_EXCL) or anonymous
+        name = b"" if anonymous else q.name
+        made = await session.call(
+            q,
+            folder_ino,
+            "mrc.create",
+            lambda who: p.Create(
+                who, folder_ino, name, mode, q.umask, now, exclusive=exclusive, near=client.near, anonymous=anonymous
+            ),
+            p.Made,
+        )
+        if anonymous:
+            inode = client.take(session, made.entry, asked_at)
+            client.data_of(inode)
+            return m.Created(client.entry(session, inode, None, named=False), self._opened(session, inode, q.flags))
+        entry = self.made(session, made, q.name, asked_at)
+        inode = client.inodes.take(made.entry.attr)
+        if made.found:
+            if not stat.S_ISREG(inode.mode):
+                raise FuseError(errno.EEXIST)
+            wanted = {os.O_RDONLY: "r", os.O_WRONLY: "w"}.get(q.flags & os.O_ACCMODE, "rw")
+            level = Level.READ if wanted == "r" and not q.flags & os.O_TRUNC else Level.WRITE
+            inode = await self.acquire(session, inode.ino, q, level, wanted)
+            if q.flags & os.O_TRUNC:
+                await self.truncate(session, inode, 0, q, kill_suid=bool(q.open_flags & c.OPEN_KILL_SUIDGID))
+        return m.Created(entry, self._opened(session, inode, q.flags))
+
+    def release(self, q: m.Release) -> Awaitable[None] | None:
+        """See `fuse.handlers`."""
+        handle = self.files.pop(q.fh, None)
+        if handle is None:
+            return None
+        client, inode = self.client, handle.inode
+        inode.handles -= 1
+        inode.writers -= handle.writes
+        session = client.session_of(inode.ino)
+        if not inode.handles:
+            if inode.data is not None:
+                inode.data.forget_blocks(0, 1 << 62)
+            session.feed(h.Pin(inode.ino, on=False))
+            if inode.attr.nlink == 0:
+                client.discard(inode)
+        if inode.changed & ~Changed.ATIME:  # an access time goes with the lease
+            client.tell_later(inode)
+        return self.unlock_all(session, inode, handle.lock_owners) if handle.lock_owners else None
+
+    # ----------------------------------------------------------------------------------------------------------- relying
+
+    async def relying(
+        self,
+        session: Session,
+        inode: Inode,
+        level: Level,
+        q: m.Request | None,
+        work: Callable[[h.Go], Awaitable[T]],
+        *,
+        span: Span | None = None,
+        op: Op | None = None,
+    ) -> T:
+        """Do `work` under a lease, with true attributes and a capability. `op`: it was begun already."""
+        client = self.client
+        mode = "w" if level == Level.WRITE else "r"
+        for attempt in range(TRIES):
+            op = op or session.begin(inode.ino, level, q, span=span)
+            go = await session.ready(op)
+            missing = client.capability(inode, mode, go.epoch if mode == "w" else 0) is None or inode.layout is None
+            # A recall on the heels of the grant has marked the attributes as old; they are true as long as the lease is there.
+            fresh = inode.fresh or (inode.true_until_released and session.holder.level(inode.ino) >= level)
+            if not missing and (fresh or go.direct):
+                dirty = level == Level.WRITE
+                try:
+                    return await work(go)
+                except FuseError as error:
+                    if error.errno not in {errno.EACCES, errno.ESTALE} or attempt:
+                        raise FuseError(errno.EIO if error.errno in {errno.EACCES, errno.ESTALE} else error.errno) from None
+                    inode.capabilities.clear()
+                finally:
+                    inode.dirty_told |= dirty
+                    session.end(op, dirty=dirty)
+            else:
+                session.end(op)
+            op = None
+            if (
+                client.capability(inode, mode, session.holder.epoch(inode.ino) if mode == "w" else 0) is None
+                or inode.layout is None
+            ):
+                await self.acquire(session, inode.ino, q, level, "")
+            else:
+                await self.fresh_inode(session, inode.ino, q)
+        raise FuseError(errno.EIO)
+
+    # ------------------------------------------------------------------------------------------------------------- length
+
+    async def truncate(self, session: Session, inode: Inode, size: int, q: m.Request, *, kill_suid: bool = False) -> None:
+        data = self.client.data_of(inode)
+
+        async def work(_go: h.Go) -> None:
+            capability = inode.capabilities.get("w")
+            if size > inode.size and capability is not None and capability[1].quota_bytes < size:
+                raise FuseError(errno.EDQUOT)
+            await data.truncate(size)
+            inode.size = size
+            inode.mtime_ns = inode.ctime_ns = time.time_ns()
+            inode.changed |= Changed.SIZE | Changed.MTIME | Changed.CTIME
+            if kill_suid and inode.mode & 0o6000:
+                inode.mode = without_suid(inode.mode)
+                inode.changed |= Changed.MODE
+            if inode.served is not None:
+                inode.served.append((min(size, inode.size), 1 << 62))
+
+        await self.relying(session, inode, Level.WRITE, q, work)
+        self.client.tell_later(inode)
