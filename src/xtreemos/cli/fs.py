@@ -351,3 +351,32 @@ def fsck(
         raise typer.Exit(_run(fs_check.check(vo, repair=repair)))
 
     context.guarded(work)
+
+
+@app.command()
+def osds(as_json: Json = False, vo: Vo = None) -> None:
+    """List the object servers of the VO: state, space, when they were last heard of."""
+
+    async def work() -> None:
+        from xtreemos.cli import fs_desk, fs_top
+
+        rows = await fs_top.osds(fs_desk.choose(vo))
+        text.show(rows, as_json, fs_top.osds_text(rows))
+
+    _run(work())
+
+
+@app.command()
+def top(
+    once: Annotated[bool, typer.Option("--once", help="One look (it takes a second), then end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line each second.")] = False,
+    vo: Vo = None,
+) -> None:
+    """Show what the file system does on this node, again every second: requests, bytes, unsent data, leases, and the space of all servers."""
+
+    async def work() -> None:
+        from xtreemos.cli import fs_desk, fs_top
+
+        await fs_top.top(fs_desk.choose(vo), once=once, as_json=as_json)
+
+    _run(work())

@@ -84,6 +84,10 @@ class Holder(Giving):
         held = self._held.get(ino)
         return held.level if held else NONE
 
+    def lease_count(self) -> int:
+        """Tell of how many inodes there is a lease."""
+        return sum(held.level > NONE for held in self._held.values())
+
     def epoch(self, ino: int) -> int:
         """Tell the epoch to write with; 0 without a right to write."""
         held = self._held.get(ino)
