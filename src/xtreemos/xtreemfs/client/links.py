@@ -44,12 +44,23 @@ class Done(NamedTuple):
 
 
 class Link:
-    """Calls to one server. `greet` runs on each new connection before any call may use it."""
+    """Calls to one server. `greet` runs on each new connection before any call may use it.
 
-    def __init__(self, label: str, dial: Dial, *, greet: Callable[[Peer], Awaitable[None]] | None = None) -> None:
+    `ungreeted` tells whether a refusal means that the greeting does not count any more, and nothing was done: the call is made again on a new connection.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        dial: Dial,
+        *,
+        greet: Callable[[Peer], Awaitable[None]] | None = None,
+        ungreeted: Callable[[RemoteError], bool] | None = None,
+    ) -> None:
         self.label = label
         self._dial = dial
         self._greet = greet
+        self._ungreeted = ungreeted
         self._peer: Peer | None = None
         self._settling: asyncio.Task[Peer] | None = None
         self._away = False
@@ -113,7 +124,10 @@ class Link:
                 body = await _patient(call.result, end)
                 return Done(body, call.tail, call.fds)
             except RemoteError as error:
-                raise FuseError(errno_of(error)) from error
+                if self._ungreeted is None or not self._ungreeted(error):
+                    raise FuseError(errno_of(error)) from error
+                if peer is self._peer:
+                    self.drop()
             except TimeoutError:
                 self._failed(f"{self.label} did not answer {method} within {deadline_s:g} s")
                 raise FuseError(errno.ETIMEDOUT) from None

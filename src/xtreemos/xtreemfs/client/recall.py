@@ -209,6 +209,11 @@ class Coherence:
         """See `coherent.Coherent`."""
         if welcome.lost:
             log.warning("%d inodes were given to others while %s was away", len(welcome.lost), session.link.label)
+        for ino in welcome.lost:
+            # Others have changed it since: our own word on its size, told or not, must not go over theirs when we get it again.
+            inode = self._client.inodes.get(ino)
+            if inode is not None:
+                inode.forget_changes()
         for row in welcome.lost_locks:
             log.warning("a lock on inode %x was given to others while %s was away", row.ino, session.link.label)
             self._client.locks.lose(session.mrc, row)

@@ -45,7 +45,7 @@ class Session:
     ) -> None:
         self.mrc = mrc
         self.client = client
-        self.link = Link(f"the MRC on {mrc}", dial, greet=self._greet)
+        self.link = Link(f"the MRC on {mrc}", dial, greet=self._greet, ungreeted=is_session_over)
         self.actors = Actors(identities, time.time)
         self.principals = Principals(identities)
         self.holder = Holder(now_s())
