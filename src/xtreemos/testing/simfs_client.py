@@ -52,6 +52,8 @@ class File:
     size: tuple[int, int] = (0, 0)
     """Epoch under which we wrote it, and how long it was then."""
     failed: bool = False
+    claimed: bool = False
+    """A program is about to let the kernel have the OSD's file, or has."""
     direct: bool = False
     """The kernel has the OSD's file."""
 
@@ -325,13 +327,15 @@ class SimClient(Machine):
             return True
         return file.data is None
 
-    def osd(self, ino: int, kind: str, epoch: int = 0, data: Data = (), *, give_up_s: float = float("inf")) -> Promise:
-        """Ask the OSD of a file, again and again until it answers; None if that takes too long."""
+    def osd(
+        self, ino: int, kind: str, epoch: int = 0, data: Data = (), *, give_up_s: float = float("inf"), once: bool = False
+    ) -> Promise:
+        """Ask the OSD of a file, again and again until it answers (not so with `once`); None if that takes too long."""
         osd = self.osd_of(ino)
         line = self._osds.get(osd.name)
         if line is None:
             line = self._osds[osd.name] = OsdLine(self, osd)
-        return line.ask((kind, ino, epoch, data), give_up_s)
+        return line.ask((kind, ino, epoch, data), give_up_s, once=once)
 
     def _do_invalidate(self, effect: hm.Invalidate) -> None:
         """Own copies go at once; the kernel's take a moment."""
@@ -515,7 +519,7 @@ class SimClient(Machine):
 
     def _write_through(self, record: Record, go: hm.Go, value: str) -> Steps:
         ino = record.row.op[1]  # type: ignore[index]
-        answer = yield self.osd(ino, "write", go.epoch, (value,), give_up_s=self.now_s() + FLUSH_S)
+        answer = yield self.osd(ino, "write", go.epoch, (value,), give_up_s=self.now_s() + FLUSH_S, once=True)
         if answer is not None and answer[0] == "ok":
             if self.holder.level(ino) == WRITE and self.holder.epoch(ino) == go.epoch:
                 self.file(ino).size = (go.epoch, 1)
@@ -732,9 +736,10 @@ class SimClient(Machine):
             return
         file, osd = self.file(ino), self.osd_of(ino)
         good = (yield from self.write_out(ino, sync=False)) if file.unsafe else True
-        if not good or file.unsafe or file.direct or ino in self._declared or self.holder.generation(ino) != go.generation:
+        if not good or file.unsafe or file.claimed or self.holder.generation(ino) != go.generation:
             self.end(op)
             return
+        file.claimed = True
         self.on(hm.Cleaned(ino))
         promise = self._declared[ino] = Promise()
         self.on(hm.Through(ino, level))
@@ -755,7 +760,7 @@ class SimClient(Machine):
             self.returned(record, None if level == WRITE else osd.data.get(ino, ()))
         epoch = self.holder.epoch(ino)
         answer = yield self.osd(ino, "read")  # nobody else writes while we have WRITE; if we do not, nobody believes us
-        file.direct, file.attr, file.size = False, None, (epoch, len(answer[1]))
+        file.claimed, file.direct, file.attr, file.size = False, False, None, (epoch, len(answer[1]))
         self.on(hm.Through(ino, NONE))
 
 
@@ -766,12 +771,16 @@ class OsdLine:
         self.client, self.osd = client, osd
         self.link: Link | None = None
         self.waiting: dict[int, tuple[Any, float, Promise]] = {}
+        self._once: set[int] = set()
+        """Sent, and not to be sent again."""
 
-    def ask(self, request: Any, give_up_s: float) -> Promise:
+    def ask(self, request: Any, give_up_s: float, *, once: bool) -> Promise:
         """Send a request."""
         number = next(self.client._numbers)  # noqa: SLF001  # a part of the client
         promise = Promise()
         self.waiting[number] = (request, give_up_s, promise)
+        if once:
+            self._once.add(number)
         if self.link is None:
             self._connect()
         else:
@@ -788,6 +797,8 @@ class OsdLine:
         """The connection is gone: what was not answered is sent again."""
         if link is self.link:
             self.link = None
+            for number in self._once & self.waiting.keys():
+                self.waiting.pop(number)[2].keep(None)
             self._connect()
 
     def _connect(self) -> None:
