@@ -7,23 +7,20 @@ over `/home/USER.VO`, a folder that nobody can write as long as nothing is mount
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
-import errno
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from xtreemos.errors import PermissionRefused, RemoteError, TryLater, Unreachable, XosError
+from xtreemos.errors import RemoteError, TryLater, Unreachable, XosError
 from xtreemos.fabric import rpc
 from xtreemos.fabric.rpc import Peer, ServerCall
 from xtreemos.foundation.paths import NodePaths
 from xtreemos.names import unix_name
 from xtreemos.node.config import NodeConfig
+from xtreemos.node.homes import HOMES, bind_home, bound
 from xtreemos.xtreemfs.errors import TicketRefused
 from xtreemos.xtreemfs.ticket import peek_ticket
 
@@ -34,9 +31,8 @@ AGAIN_S = 0.1
 MRC_PORT = 7610  # of the first VO; the next one's is PORTS higher
 OSD_PORT = 7611
 PORTS = 2
-_MS_BIND = 4096
-_MNT_DETACH = 2
-_libc = ctypes.CDLL(None, use_errno=True)
+FOLLOW_S = 0.3  # between looks for a mount process that is away
+REBIND_S = 2.0  # between tries to bind homes that could not be bound
 
 
 class HomeMissing(TryLater):
@@ -105,10 +101,37 @@ class Files:
             task.add_done_callback(self._telling.discard)
 
     async def _call(self, vo: str, method: str, params: dict[str, Any]) -> Any:
+        return await (await self._peer(vo)).call(method, params, timeout_s=HOME_S)
+
+    async def _peer(self, vo: str) -> Peer:
         peer = self._peers.get(vo)
         if peer is None or peer.is_lost:
             peer = self._peers[vo] = await rpc.connect_unix(self._paths.run / "fs" / vo / "mount.sock")
-        return await peer.call(method, params, timeout_s=HOME_S)
+        return peer
+
+    async def follow(self, vo: str) -> None:
+        """Bind the homes of a VO anew whenever its mount process has been started again; for ever."""
+        while True:
+            try:
+                peer = await self._peer(vo)
+            except Unreachable:
+                await asyncio.sleep(FOLLOW_S)
+                continue
+            while not peer.is_lost and not await self._rebind(vo):
+                await asyncio.wait({peer.lost}, timeout=REBIND_S)
+            await asyncio.wait({peer.lost})
+
+    async def _rebind(self, vo: str) -> bool:
+        """Bind dead homes anew; tell whether all of them are alive now."""
+        whole = True
+        for user in [user for user, is_alive in bound(vo).items() if not is_alive]:
+            try:
+                await self.ensure_home(user, vo, self._uid_for(user, vo))
+                log.info("the home of %s@%s is bound anew", user, vo)
+            except (XosError, OSError) as error:
+                log.warning("the home of %s@%s could not be bound anew: %s", user, vo, error)
+                whole = False
+        return whole
 
     async def ensure_home(self, user: str, vo: str, uid: int) -> Path:
         """Have the user's home mounted at its place on this node; return that.
@@ -124,7 +147,7 @@ class Files:
         return await asyncio.shield(task)
 
     async def _mount_home(self, user: str, vo: str, uid: int) -> Path:
-        place = Path("/home") / unix_name(user, vo)
+        place = HOMES / unix_name(user, vo)
         end = time.monotonic() + HOME_S
         while True:
             try:
@@ -151,39 +174,3 @@ async def _tell_mount(socket: Path, record: bytes) -> None:
             peer.close()
     except XosError as error:
         log.info("the mount of %s does not take a ticket: %s", socket, error)
-
-
-def make_place(place: Path) -> None:
-    """Make the empty folder over which a home is mounted."""
-    with contextlib.suppress(FileExistsError):
-        place.mkdir(mode=0o555)
-
-
-def place_of(user: str, vo: str, _uid: int) -> Path:
-    """Make the place of a user's home, without the home; return it."""
-    place = Path("/home") / unix_name(user, vo)
-    make_place(place)
-    return place
-
-
-def bind_home(source: Path, place: Path) -> None:
-    """Show `source` at `place`, unless it is there already; a dead mount of an earlier mount process is taken away first."""
-    wanted = source.stat()
-    make_place(place)
-    for _try in range(2):
-        try:
-            found = place.lstat()
-        except OSError as error:
-            if error.errno != errno.ENOTCONN:
-                raise
-        else:
-            if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
-                return
-            if place.is_symlink() or not os.path.isdir(place):
-                raise PermissionRefused(f"{place} is no folder", "the node's owner must move it away")
-            if not os.path.ismount(place):
-                break
-        if _libc.umount2(os.fsencode(place), _MNT_DETACH):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(place))
-    if _libc.mount(os.fsencode(source), os.fsencode(place), None, _MS_BIND, None):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(place))

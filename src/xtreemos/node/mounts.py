@@ -108,7 +108,7 @@ def records(paths: NodePaths) -> list[Record]:
 def _forget(paths: NodePaths, record: Record) -> None:
     folder = folder_of(paths, record.vo)
     shutil.rmtree(folder / f"{record.name}.tickets", ignore_errors=True)
-    for kind in ("sock", "json"):  # the log stays: it may say why
+    for kind in ("sock", "sessions", "json"):  # the log stays: it may say why
         (folder / f"{record.name}.{kind}").unlink(missing_ok=True)
 
 

@@ -27,7 +27,7 @@ from xtreemos.foundation.files import write_atomically
 from xtreemos.foundation.jobd.launch import command as jobd_command
 from xtreemos.foundation.paths import NATS_PORT, ROUTE_PORT, NodePaths
 from xtreemos.names import check_node, check_vo
-from xtreemos.node import files, mounts, supervise
+from xtreemos.node import files, homes, mounts, supervise
 from xtreemos.node.config import NodeConfig, load_node, save_node
 from xtreemos.node.joining import owner_key
 from xtreemos.node.sshd import hang_up_all
@@ -236,6 +236,8 @@ def down(paths: NodePaths) -> bool:
             raise TryLater(f"the node did not stop within {DOWN_S:g} s", f"see {paths.log}/supervise.log")
     finally:
         os.close(descriptor)
+    for vo in load_node(paths).vos:
+        homes.unbind_all(vo)
     hang_up_all(paths)
     return True
 

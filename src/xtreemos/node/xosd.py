@@ -48,8 +48,9 @@ from xtreemos.node.arrays import Arrays, may_share
 from xtreemos.node.config import NodeConfig, load_node, save_node
 from xtreemos.node.deposits import Deposits
 from xtreemos.node.dirservice import DirService
-from xtreemos.node.files import Files, place_of
+from xtreemos.node.files import Files
 from xtreemos.node.guests import Guests
+from xtreemos.node.homes import place_of, unbind_all
 from xtreemos.node.jobs import SLOTS_PER_CPU, LocalJobs, ensure_home
 from xtreemos.node.nets import Nets, open_pool
 from xtreemos.node.policies import NodePolicy
@@ -277,6 +278,8 @@ class Xosd:
         runtime.on_renewed = lambda: self._present(runtime)
         self._present(runtime)
         self.guests.add_vo(entry.vo)
+        if self.config.files == "grid":
+            self.spawn(self.files.follow(entry.vo), f"homes {entry.vo}")
         if self.config.core:
             self.spawn(self._serve_core(runtime), f"core {entry.vo}")
         else:
@@ -484,6 +487,7 @@ class Xosd:
         """Serve a VO no more: started again by the supervisor, without it."""
         self.gate.remove(vo)
         self.ssh.withdraw(vo)
+        unbind_all(vo)
         self.config = msgspec.structs.replace(self.config, vos=[name for name in self.config.vos if name != vo])
         save_node(self.paths, self.config)
         start.refresh_services(self.paths, self.config)

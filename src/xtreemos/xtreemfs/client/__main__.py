@@ -21,6 +21,7 @@ from xtreemos.xtreemfs.client.actors import Identities, PlainIdentities
 from xtreemos.xtreemfs.client.client import Client
 from xtreemos.xtreemfs.client.control import Control
 from xtreemos.xtreemfs.client.desk import Desk
+from xtreemos.xtreemfs.client.former import SessionFile, take_away_dead
 from xtreemos.xtreemfs.client.operations import Operations
 from xtreemos.xtreemfs.client.osds import Dialer
 from xtreemos.xtreemfs.credential import CredentialFolder
@@ -116,8 +117,15 @@ async def _main(found: argparse.Namespace) -> None:
         if found.volume:
             await _wait_volume(directory, found.volume)
         credential = CredentialFolder(found.credential) if found.credential is not None else None
+        ids = SessionFile(found.control.with_suffix(".sessions")) if found.control is not None else None
         client = Client(
-            directory, make_identities(found), make_dialer(found.node, credential), volume=found.volume, near=found.near
+            directory,
+            make_identities(found),
+            make_dialer(found.node, credential),
+            volume=found.volume,
+            near=found.near,
+            client_id=ids.mine if ids is not None else "",
+            former=ids.former if ids is not None else (),
         )
         await _serve(found, client, credential, stop)
     finally:
@@ -132,6 +140,7 @@ async def _serve(found: argparse.Namespace, client: Client, credential: Credenti
         readonly=found.read_only,
     )
     operations = Operations(client)
+    take_away_dead(found.mountpoint)
     mounted = await mount(found.mountpoint, operations, options)
     control = Control(client, operations, mounted, stop)
     people = client.identities

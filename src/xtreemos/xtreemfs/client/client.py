@@ -49,8 +49,17 @@ class Client:
     """The shared state of a mount. `run` keeps it alive; `close` writes everything back first."""
 
     def __init__(
-        self, directory: Directory, identities: Identities, dialer: Dialer, *, volume: str = "", near: str | None = None
+        self,
+        directory: Directory,
+        identities: Identities,
+        dialer: Dialer,
+        *,
+        volume: str = "",
+        near: str | None = None,
+        client_id: str = "",
+        former: tuple[str, ...] = (),
     ) -> None:
+        """Make it. `client_id`: 32 hex digits, made if not given; `former`: ids of processes in our place that have certainly ended."""
         self.directory = directory
         self.identities = identities
         self.volume = volume
@@ -66,7 +75,8 @@ class Client:
         """Inodes whose changes wait to be told."""
         self.started_ns = time.time_ns()
         self.locks = LockBook()
-        self._client_id = secrets.token_hex(16)
+        self._client_id = client_id or secrets.token_hex(16)
+        self._former = former
         self._dialer = dialer
         self._giving: set[int] = set()
         self._giving_handle: asyncio.TimerHandle | None = None
@@ -111,7 +121,8 @@ class Client:
         """Return the session with the MRC on a node."""
         session = self.sessions.get(mrc)
         if session is None:
-            session = self.sessions[mrc] = Session(mrc, self._client_id, self._dial(mrc), self.identities, self.coherence)
+            session = Session(mrc, self._client_id, self._dial(mrc), self.identities, self.coherence, former=self._former)
+            self.sessions[mrc] = session
             self._session_tasks.append(asyncio.ensure_future(session.run()))
         return session
 

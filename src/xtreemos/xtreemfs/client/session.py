@@ -41,8 +41,16 @@ class Session:
     """One MRC and what this client holds of it. `run` runs for as long as the mount does."""
 
     def __init__(
-        self, mrc: str, client: str, dial: Callable[[], Awaitable[Peer]], identities: Identities, coherent: Coherent
+        self,
+        mrc: str,
+        client: str,
+        dial: Callable[[], Awaitable[Peer]],
+        identities: Identities,
+        coherent: Coherent,
+        *,
+        former: tuple[str, ...] = (),
     ) -> None:
+        """Make it. `former`: sessions of processes in our place that have certainly ended; the MRC is told when this one is opened."""
         self.mrc = mrc
         self.client = client
         self.link = Link(f"the MRC on {mrc}", dial, greet=self._greet, ungreeted=is_session_over)
@@ -54,6 +62,7 @@ class Session:
         self.waiting: dict[int, dict[int, Op]] = {}
         """Inode -> operations that wait for its lease, by number, in their order."""
         self._coherent = coherent
+        self._former = former
         self._feeding = False
         self._events: deque[h.Event] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -370,7 +379,8 @@ class Session:
         """Open the session on a connection; tell whether it stands. False: it was over, and the holder has heard that."""
         sent = now_s()
         held = tuple(held_row(claim) for claim in opening.held)
-        call = peer.open("mrc.session", calls.params(protocol.OpenSession(self.client, held, self._coherent.locks(self))))
+        message = protocol.OpenSession(self.client, held, self._coherent.locks(self), self._former)
+        call = peer.open("mrc.session", calls.params(message))
         try:
             frame = await call.receive()
             welcome = calls.answer_of(frame.body, protocol.Welcome)
@@ -383,6 +393,7 @@ class Session:
             raise
         self.token = calls.answer_of(renewed, protocol.Renewed).token
         self._call = call
+        self._former = ()
         self._coherent.opened(self, welcome)
         self.feed(h.Opened(sent, welcome.lost))
         return True

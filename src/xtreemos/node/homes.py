@@ -1,0 +1,94 @@
+"""Where homes appear on this node: binds of volumes over `/home/USER.VO`, told from the kernel's list of mounts.
+
+A place without its home is a folder that nobody can write, so that nothing is ever written beside the home. Nothing here asks the file
+system itself for more than the root of a mount.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+from pathlib import Path
+
+from xtreemos.errors import PermissionRefused
+from xtreemos.names import unix_name
+
+HOMES = Path("/home")
+MOUNTINFO = Path("/proc/self/mountinfo")
+FS_TYPE = "fuse.xtreemfs"
+STACK_MAX = 16  # mounts over one another at one place
+_MS_BIND = 4096
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def make_place(place: Path) -> None:
+    """Make the empty folder over which a home is mounted."""
+    with contextlib.suppress(FileExistsError):
+        place.mkdir(mode=0o555)
+
+
+def place_of(user: str, vo: str, _uid: int) -> Path:
+    """Make the place of a user's home, without the home; return it."""
+    place = HOMES / unix_name(user, vo)
+    make_place(place)
+    return place
+
+
+def bind_home(source: Path, place: Path) -> None:
+    """Show `source` at `place`, unless it is there already; a dead mount of an earlier mount process is taken away first."""
+    wanted = source.stat()
+    make_place(place)
+    for _try in range(STACK_MAX):
+        try:
+            found = place.lstat()
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+        else:
+            if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+                return
+            if place.is_symlink() or not os.path.isdir(place):
+                raise PermissionRefused(f"{place} is no folder", "the node's owner must move it away")
+            if not os.path.ismount(place):
+                break
+        unbind(place)
+    if _libc.mount(os.fsencode(source), os.fsencode(place), None, _MS_BIND, None):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(place))
+
+
+def unbind(place: Path) -> None:
+    """Take the uppermost mount from a place, whoever uses it. OSError: none is there."""
+    if _libc.umount2(os.fsencode(place), _MNT_DETACH | _UMOUNT_NOFOLLOW):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(place))
+
+
+def bound(vo: str, mountinfo: str | None = None) -> dict[str, bool]:
+    """Tell whose homes of a VO are bound here: user -> whether it is the mount that is at /xos/VO now, and not one of a process that has ended.
+
+    `mountinfo`: the kernel's text, read if None. The file system is not asked: one that has died may still answer from the kernel's cache.
+    """
+    text = MOUNTINFO.read_text(encoding="utf-8", errors="surrogateescape") if mountinfo is None else mountinfo
+    devices: dict[str, str] = {}
+    now = ""
+    for line in text.splitlines():
+        left, _dash, kind = line.partition(" - ")
+        _id, _parent, device, _root, place = left.split(" ")[:5]
+        folder, _slash, name = place.rpartition("/")
+        user, _dot, of_vo = name.rpartition(".")
+        if place == f"/xos/{vo}":
+            now = device
+        elif folder == str(HOMES) and of_vo == vo and user and kind.split(" ")[0] == FS_TYPE:
+            devices[user] = device
+    return {user: device == now for user, device in sorted(devices.items())}
+
+
+def unbind_all(vo: str) -> None:
+    """Take away every home of a VO from this node."""
+    while users := bound(vo):
+        for user in users:
+            with contextlib.suppress(FileNotFoundError):
+                unbind(HOMES / unix_name(user, vo))
