@@ -544,6 +544,12 @@ class Names(Message, frozen=True, array_like=True):
     numbers: tuple[int, ...]
 
 
+class Numbers(Message, frozen=True, array_like=True):
+    """`mrc.numbers` -> list of principal numbers for these (kind, name), given now to members who had none; -1 for who is no member."""
+
+    names: tuple[tuple[Literal["u", "g"], str], ...]
+
+
 # ------------------------------------------------------------------------------------------------------------------- OSD
 
 

@@ -9,11 +9,12 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 
 from xtreemos.xtreemfs import protocol as p
-from xtreemos.xtreemfs.client import magic
+from xtreemos.xtreemfs.client import aclids, magic
 from xtreemos.xtreemfs.client.files import FileOps
 from xtreemos.xtreemfs.client.inodes import Changed, Inode
 from xtreemos.xtreemfs.client.session import Session
 from xtreemos.xtreemfs.fuse import model as m
+from xtreemos.xtreemfs.fuse.acl import ACCESS, DEFAULT
 from xtreemos.xtreemfs.fuse.constants import SETXATTR_ACL_KILL_SGID
 from xtreemos.xtreemfs.fuse.errors import FuseError
 from xtreemos.xtreemfs.model import VO_ROOT_INO, XATTR_BYTES_MAX, XATTR_NAME_BYTES_MAX, Level
@@ -21,6 +22,8 @@ from xtreemos.xtreemfs.model import VO_ROOT_INO, XATTR_BYTES_MAX, XATTR_NAME_BYT
 STATX_ALL = 0xFFF  # basic statistics and birth time
 ATIME_NOW, MTIME_NOW = 1, 2
 XATTRS_MAX = 64  # values kept of one inode
+
+ACLS = frozenset({ACCESS, DEFAULT})
 
 
 class AttrOps(FileOps):
@@ -158,6 +161,8 @@ class AttrOps(FileOps):
             if error.errno != errno.ENODATA:
                 raise
             value = None
+        if value is not None and q.name in ACLS and not self.client.identities.plain:
+            value = await aclids.to_local(session, value)
         inode = self.client.inodes.get(ino)
         if inode is not None and inode.invalidated <= asked_at and session.can(ino, Level.READ):
             if len(inode.xattrs) >= XATTRS_MAX:
@@ -198,9 +203,15 @@ class AttrOps(FileOps):
             raise FuseError(errno.ERANGE)
         if len(q.value) > XATTR_BYTES_MAX:
             raise FuseError(errno.E2BIG)
+        return self._setxattr_later(ino, q)
+
+    async def _setxattr_later(self, ino: int, q: m.SetXattr) -> None:
+        value = bytes(q.value)
+        if q.name in ACLS and not self.client.identities.plain:
+            value = await aclids.to_numbers(self.client.session_of(ino), self.client.identities, value)
         kill = bool(q.setxattr_flags & SETXATTR_ACL_KILL_SGID)
-        return self._change_xattr(
-            ino, q, "mrc.setxattr", lambda who: p.SetXattr(who, ino, q.name, q.value, q.flags, time.time_ns(), kill), q.name
+        await self._change_xattr(
+            ino, q, "mrc.setxattr", lambda who: p.SetXattr(who, ino, q.name, value, q.flags, time.time_ns(), kill), q.name
         )
 
     def removexattr(self, q: m.RemoveXattr) -> Awaitable[None]:

@@ -46,7 +46,7 @@ class Admin:
     def handlers(self) -> dict[str, Handler]:
         """Return method -> handler."""
         return {
-            "mrc.mkvol": self.mkvol, "mrc.rmvol": self.rmvol, "mrc.names": self.names, "mrc.volstat": self.volstat,
+            "mrc.mkvol": self.mkvol, "mrc.rmvol": self.rmvol, "mrc.names": self.names, "mrc.numbers": self.numbers_of, "mrc.volstat": self.volstat,
             "mrc.setquota": self.setquota, "mrc.events": self.events, "mrc.status": self.status,
         }  # fmt: skip
 
@@ -207,6 +207,16 @@ class Admin:
         return await self._core.leasing.ordered(  # type: ignore[no-any-return]
             [Principal("u" if row[0] == "u" else "g", number, row[1]) for number, row in found if row is not None]
         )
+
+    async def numbers_of(self, call: ServerCall) -> list[int]:
+        """Numbers of members by name, so that an access list may name who has no file yet; nobody else gets one by being asked for."""
+        m = calls.message_of(call.params, p.Numbers)
+        if len(m.names) > NAMES_MAX:
+            raise FsError(errno.E2BIG)
+        members = self._core.directory.state.members
+        known = tuple(row for row in m.names if row[1] in members)
+        given = dict(zip(known, self.numbers(known), strict=True)) if known else {}
+        return await self._core.leasing.ordered([given.get(row, -1) for row in m.names])  # type: ignore[no-any-return]
 
     def numbers(self, names: tuple[tuple[str, str], ...]) -> list[int]:
         """Return principals' numbers, giving them where there are none yet."""
