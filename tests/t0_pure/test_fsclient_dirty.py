@@ -14,7 +14,7 @@ LENGTHS = st.one_of(st.integers(1, 60), st.sampled_from([dirty.KEEP_BYTES, BUCKE
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("write"), OFFSETS, LENGTHS),
-        st.tuples(st.just("take"), st.booleans(), st.just(0)),
+        st.tuples(st.just("take"), st.booleans(), st.integers(1, 4)),
         st.tuples(st.just("land"), st.integers(0, 5), st.just(0)),
         st.tuples(st.just("truncate"), OFFSETS, st.just(0)),
         st.tuples(st.just("punch"), OFFSETS, st.integers(1, 80)),
@@ -60,7 +60,9 @@ def test_reads_over_unwritten_data_see_the_newest_bytes(steps):
             model.truth[first : first + second] = data
         elif what == "take":
             flying = list(model.file.flying)
-            for extent in model.file.take(full_only=first):
+            taken = model.file.take(full_only=first, count_max=second)
+            assert len(taken) <= second
+            for extent in taken:
                 assert not any(f.start < extent.end and extent.start < f.end for f in flying)
                 assert len(extent.data) <= BUCKET_BYTES
         elif what == "land":
@@ -77,6 +79,7 @@ def test_reads_over_unwritten_data_see_the_newest_bytes(steps):
             model.truth[first : first + second] = bytes(second)
         held = list(model.file.extents())
         assert model.file.total_bytes == sum(len(e.data) for e in held)
+        assert model.file.cost_bytes == model.file.total_bytes + len(held) * dirty.EXTENT_COST_BYTES
     for edge in {0, *(s[1] for s in steps if s[0] == "write")}:
         assert model.seen(edge, 200) == model.truth[edge : edge + 200]
     while model.file:

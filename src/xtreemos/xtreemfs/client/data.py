@@ -25,6 +25,8 @@ from xtreemos.xtreemfs.striping import StripedFile
 log = logging.getLogger(__name__)
 
 FLYING_BYTES_MAX = 16 << 20  # of one file on their way at the same time
+FLYING_COUNT_MAX = 64  # requests of one file; more would only queue at the OSDs until their deadlines have passed
+WAITING_COUNT_MAX = 256  # scattered pieces of one file are sent when they are so many
 
 
 def data_of(inode: Inode, store: DataStore) -> FileData:
@@ -44,11 +46,15 @@ class FileData:
         """errno of the newest failure."""
         self.errors = 0
         """How many there were; a handle remembers how many it has told."""
+        self._logged = 0
+        """errno that the log has, until something was written again: one away OSD fails many pieces."""
         self.on_osds_bytes = inode.size
         """How long the file may be on the OSDs."""
         self._store = store
         self._striped: StripedFile | None = None
         self._sending: set[asyncio.Task[None]] = set()
+        self._draining = False
+        """All that waited was to be sent, and the bounds left some."""
         self._late: set[asyncio.Task[int]] = set()
         self._blocks: dict[int, bytes | bytearray | asyncio.Task[int]] = {}
 
@@ -75,22 +81,30 @@ class FileData:
     def write(self, offset: int, data: Buffer) -> None:
         """Take bytes; they are sent later. Attributes are the caller's."""
         store = self._store
-        before = self.dirty.total_bytes
+        before = self.dirty.cost_bytes
         full = self.dirty.write(offset, data)
-        store.count(self.dirty.total_bytes - before)
+        store.count(self.dirty.cost_bytes - before)
         if self not in store.dirty_files:
             store.dirty_files[self] = asyncio.get_running_loop().time()
         if self._blocks:
             self.forget_blocks(offset, len(data))
         if full:
             self.pump(full_only=True)
+        elif self.dirty.waiting_count > WAITING_COUNT_MAX:
+            self.pump(full_only=False)
 
     def pump(self, *, full_only: bool) -> None:
-        """Send what waits, as far as the bound of flying bytes lets."""
-        free = FLYING_BYTES_MAX - self.dirty.flying_bytes
-        if free <= 0 or not self.dirty.waiting_bytes:
+        """Send what waits, as far as the bounds of what flies let; the rest of it follows as answers come."""
+        dirty = self.dirty
+        free, places = FLYING_BYTES_MAX - dirty.flying_bytes, FLYING_COUNT_MAX - len(dirty.flying)
+        self._draining |= not full_only
+        full_only = not self._draining
+        if free <= 0 or places <= 0 or not dirty.waiting_bytes:
             return
-        for extent in self.dirty.take(full_only=full_only, bytes_max=free):
+        taken = dirty.take(full_only=full_only, bytes_max=free, count_max=places)
+        if len(taken) < places and dirty.flying_bytes < FLYING_BYTES_MAX:
+            self._draining = False
+        for extent in taken:
             task = asyncio.ensure_future(self._send(extent))
             self._sending.add(task)
             task.add_done_callback(self._sent)
@@ -102,19 +116,25 @@ class FileData:
             self.fail(errno.EIO)
         if not self.dirty:
             self._store.dirty_files.pop(self, None)
+        elif self._draining:
+            self.pump(full_only=False)
         elif self.dirty.waiting_bytes >= BUCKET_BYTES:
             self.pump(full_only=not self._store.is_full)
 
     async def _send(self, extent: Extent) -> None:
         capability = self.inode.capabilities.get("w")
         try:
-            await self.striped.write(extent.start, extent.data)
+            async with self._store.flying:
+                await self.striped.write(extent.start, extent.data)
         except FuseError as failure:
-            log.warning("%d bytes of inode %x could not be written: %s", len(extent.data), self.inode.ino, failure)
+            if failure.errno != self._logged:
+                log.warning("%d bytes of inode %x could not be written: %s", len(extent.data), self.inode.ino, failure)
+                self._logged = failure.errno
             if failure.errno == errno.ESTALE:
                 self._store.coherence(self.inode.ino).fenced(self.inode, capability[1].epoch if capability else 0)
             self._failed(failure.errno)
         else:
+            self._logged = 0
             self.on_osds_bytes = max(self.on_osds_bytes, extent.end)
             self._note_blocks()
         finally:
@@ -122,9 +142,9 @@ class FileData:
             self.forget_blocks(extent.start, len(extent.data))
 
     def _land(self, extent: Extent) -> None:
-        before = self.dirty.total_bytes
+        before = self.dirty.cost_bytes
         self.dirty.landed(extent)
-        self._store.count(self.dirty.total_bytes - before)
+        self._store.count(self.dirty.cost_bytes - before)
 
     def _note_blocks(self) -> None:
         blocks = sum(self.striped.blocks.values())
@@ -142,13 +162,13 @@ class FileData:
         if lost:
             log.warning("%d unwritten bytes of inode %x are lost", lost, self.inode.ino)
             self._failed(number)
-        self._store.count(-lost)
+        self._store.count(-self.dirty.cost_bytes)
         self.dirty.clear()
         self._store.dirty_files.pop(self, None)
 
     def discard(self) -> None:
         """The file is gone for good: its unwritten bytes need not be sent."""
-        self._store.count(-self.dirty.total_bytes)
+        self._store.count(-self.dirty.cost_bytes)
         self.dirty.clear()
         self._striped = None
         self._store.dirty_files.pop(self, None)
@@ -203,9 +223,9 @@ class FileData:
 
     async def truncate(self, size: int) -> None:
         """Set the file's length on the OSDs; what waits beyond is dropped. FuseError as the OSDs say."""
-        before = self.dirty.total_bytes
+        before = self.dirty.cost_bytes
         self.dirty.truncate(size)
-        self._store.count(self.dirty.total_bytes - before)
+        self._store.count(self.dirty.cost_bytes - before)
         self.forget_blocks(size, 1 << 62)
         if any(extent.end > size for extent in self.dirty.flying):
             await self.settle()

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 Buffer = bytes | bytearray | memoryview
 
 BUCKET_BYTES = 1 << 20  # a full one is sent at once; also the most that one request carries
+EXTENT_COST_BYTES = (
+    16 << 10
+)  # what holding and sending an extent costs, whatever its length; counts against the bound over all files
 KEEP_BYTES = 1 << 18  # a write at least so long is kept where it arrived; shorter ones are copied (the buffer they came in is long)
 
 
@@ -37,20 +40,26 @@ class Extent:
 
 
 class DirtyFile:
-    """The unwritten bytes of one file. `waiting_bytes` and `flying_bytes` count them."""
+    """The unwritten bytes of one file. `waiting_bytes` and `flying_bytes` count them, `waiting_count` the extents that wait."""
 
-    __slots__ = ("_buckets", "flying", "flying_bytes", "waiting_bytes")
+    __slots__ = ("_buckets", "flying", "flying_bytes", "waiting_bytes", "waiting_count")
 
     def __init__(self) -> None:
         self._buckets: dict[int, list[Extent]] = {}
         self.flying: list[Extent] = []
         self.waiting_bytes = 0
+        self.waiting_count = 0
         self.flying_bytes = 0
 
     @property
     def total_bytes(self) -> int:
         """All bytes that it holds."""
         return self.waiting_bytes + self.flying_bytes
+
+    @property
+    def cost_bytes(self) -> int:
+        """What it costs to hold: small pieces cost more than their bytes."""
+        return self.total_bytes + EXTENT_COST_BYTES * (self.waiting_count + len(self.flying))
 
     def __bool__(self) -> bool:
         return bool(self.waiting_bytes or self.flying_bytes)
@@ -82,11 +91,12 @@ class DirtyFile:
         before = sum(len(e.data) for e in touched)
         merged = _merge(touched, start, data)
         extents[first:last] = [merged]
+        self.waiting_count += 1 - len(touched)
         self.waiting_bytes += len(merged.data) - before
         return len(merged.data) == BUCKET_BYTES
 
-    def take(self, *, full_only: bool = False, bytes_max: int = 1 << 62) -> list[Extent]:
-        """Move extents from waiting to flying, in file order, until `bytes_max` is reached; only whole buckets with `full_only`.
+    def take(self, *, full_only: bool = False, bytes_max: int = 1 << 62, count_max: int = 1 << 62) -> list[Extent]:
+        """Move extents from waiting to flying, in file order, until `bytes_max` or `count_max` is reached; only whole buckets with `full_only`.
 
         Those under which something still flies are left.
         """
@@ -95,7 +105,7 @@ class DirtyFile:
         for index in sorted(self._buckets):
             keep: list[Extent] = []
             for extent in self._buckets[index]:
-                held = got >= bytes_max or (full_only and len(extent.data) < BUCKET_BYTES)
+                held = got >= bytes_max or len(taken) >= count_max or (full_only and len(extent.data) < BUCKET_BYTES)
                 if held or any(f.start < extent.end and extent.start < f.end for f in self.flying):
                     keep.append(extent)
                     continue
@@ -105,11 +115,12 @@ class DirtyFile:
                 self._buckets[index] = keep
             else:
                 del self._buckets[index]
-            if got >= bytes_max:
+            if got >= bytes_max or len(taken) >= count_max:
                 break
         self.flying += taken
         self.flying_bytes += got
         self.waiting_bytes -= got
+        self.waiting_count -= len(taken)
         return taken
 
     def landed(self, extent: Extent) -> None:
@@ -143,6 +154,7 @@ class DirtyFile:
             for extent in self._buckets[index]:
                 if extent.start >= size:
                     self.waiting_bytes -= len(extent.data)
+                    self.waiting_count -= 1
                     continue
                 if extent.end > size:
                     self.waiting_bytes -= extent.end - size
@@ -161,6 +173,7 @@ class DirtyFile:
             for extent in self._buckets[index]:
                 keep += _without(extent, offset, end)
             self.waiting_bytes += sum(len(e.data) for e in keep) - sum(len(e.data) for e in self._buckets[index])
+            self.waiting_count += len(keep) - len(self._buckets[index])
             if keep:
                 self._buckets[index] = keep
             else:
@@ -171,7 +184,7 @@ class DirtyFile:
         lost = self.total_bytes
         self._buckets.clear()
         self.flying.clear()
-        self.waiting_bytes = self.flying_bytes = 0
+        self.waiting_bytes = self.waiting_count = self.flying_bytes = 0
         return lost
 
     def extents(self) -> Iterator[Extent]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from xtreemos.xtreemfs.client.data import FileData
 
 DIRTY_BYTES_MAX = 64 << 20  # over all files of a mount; writers wait beyond
+FLYING_COUNT_MAX = 256  # writes of all files that are with the OSDs at the same time; the others wait here, where no deadline runs
 AGE_S = 5.0  # unwritten bytes are sent when they are so old
 AHEAD_BYTES_MAX = 64 << 20  # read ahead and not yet asked for, over all files
 
@@ -41,6 +42,8 @@ class DataStore:
         self.coherence = coherence
         """Of the inode number."""
         self.dirty_bytes = 0
+        """What unwritten bytes cost to hold (`DirtyFile.cost_bytes`)."""
+        self.flying = asyncio.Semaphore(FLYING_COUNT_MAX)
         self.ahead_bytes = 0
         self.dirty_files: OrderedDict[FileData, float] = OrderedDict()
         """With the loop time since when; the oldest first."""
