@@ -162,7 +162,7 @@ class Link:
             return
         to = 1 if sender is self.ends[0] else 0
         sim = self.net.sim
-        time_s = max(self._last_s[to], sim.now_s + delay_s + self.net.delay_s(self))
+        time_s = max(self._last_s[to], sim.now_s + delay_s + self.net.delay_s(self, to))
         self._last_s[to] = time_s
         receiver = self.ends[to]
 
@@ -196,8 +196,8 @@ class Net:
         self.parted: set[frozenset[str]] = set()
         self.slow: set[frozenset[str]] = set()
 
-    def delay_s(self, link: Link) -> float:
-        """How long a message takes now."""
+    def delay_s(self, link: Link, _to: int) -> float:
+        """How long a message to that end takes now."""
         random = self.sim.random
         if frozenset(end.name for end in link.ends) in self.slow:
             return random.uniform(0.5, 4.0)
