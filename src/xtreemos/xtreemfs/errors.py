@@ -63,6 +63,14 @@ class TicketRefused(XosError):
     exit_code = 77
 
 
+class ActorUnknown(XosError):
+    """The metadata server knows this actor no more: its ticket has ended or was withdrawn. Nothing was done; show a ticket again."""
+
+    fault = "caller"
+    code = "actor-unknown"
+    exit_code = 77
+
+
 class VolumeUnknown(XosError):
     """There is no such volume in this VO; `xos fs volumes` lists them."""
 

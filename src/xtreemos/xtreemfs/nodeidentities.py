@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 from xtreemos.errors import XosError
+from xtreemos.fabric.caller import Caller
 from xtreemos.foundation.files import write_atomically
 from xtreemos.names import check_user
+from xtreemos.vo.revocation import RevocationSet
 from xtreemos.xtreemfs.model import NOBODY
-from xtreemos.xtreemfs.ticket import Ticket, peek_ticket
+from xtreemos.xtreemfs.ticket import Ticket, peek_ticket, session_behind
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +48,7 @@ class NodeIdentities:
         ticket = peek_ticket(record)
         check_user(ticket.user)
         self._add(ticket, record)
-        held = self._tickets[ticket.user]
-        write_atomically(self._folder / ticket.user, b"".join(len(row).to_bytes(4, "big") + row for _ticket, row in held))
+        self._write(ticket.user)
         return ticket.user
 
     def _add(self, ticket: Ticket, record: bytes) -> None:
@@ -59,6 +60,7 @@ class NodeIdentities:
 
     def _load(self) -> None:
         for path in self._folder.iterdir():
+            self._tickets.setdefault(path.name, [])
             data = path.read_bytes()
             while data:
                 size = int.from_bytes(data[:4], "big")
@@ -67,6 +69,22 @@ class NodeIdentities:
                     self._add(peek_ticket(record), record)
                 except XosError as error:
                     log.warning("the ticket in %s is dropped: %s", path, error)
+
+    def withdraw(self, revoked: RevocationSet) -> list[str]:
+        """Drop tickets that are over or whose session or user was revoked; return the users who have none left, sorted."""
+        now = self._clock()
+        for user, rows in list(self._tickets.items()):
+            good = [row for row in rows if row[0].expires_at > now and not _is_revoked(*row, revoked)]
+            if len(good) == len(rows):
+                continue
+            log.info("%d tickets of %s are withdrawn or over, %d are left", len(rows) - len(good), user, len(good))
+            self._tickets[user] = good
+            self._write(user)
+        return sorted(user for user, rows in self._tickets.items() if not rows)
+
+    def _write(self, user: str) -> None:
+        rows = self._tickets[user]
+        write_atomically(self._folder / user, b"".join(len(row).to_bytes(4, "big") + row for _ticket, row in rows))
 
     async def ticket(self, uid: int) -> bytes:
         """Return the ticket of who works here as `uid`: the log-in's if there is one, else a job's; b"" if there is none."""
@@ -126,3 +144,14 @@ class OwnerRoot:
     def name_of(self, kind: Literal["u", "g"], number: int) -> str | None:  # noqa: ARG002
         """Nobody has a name here."""
         return None
+
+
+def _is_revoked(ticket: Ticket, record: bytes, revoked: RevocationSet) -> bool:
+    """Tell whether a ticket's user was revoked, or its session unless it is a detached job's."""
+    try:
+        sid, serial, issued_at = session_behind(record)
+    except XosError:
+        return True  # nobody would take it
+    if ticket.job:
+        return revoked.is_revoked("", ticket.user, issued_at)
+    return revoked.covers(Caller("user", vo=ticket.vo, name=ticket.user, sid=sid, serial=serial), issued_at)

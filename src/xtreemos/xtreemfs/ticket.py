@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from xtreemos.fabric.caller import Caller
 from xtreemos.vo.document import Trust
 from xtreemos.vo.errors import Revoked
+from xtreemos.vo.model import SKEW_S
 from xtreemos.vo.revocation import RevocationSet
 from xtreemos.vo.x509 import verify_user_x509
 from xtreemos.xtreemfs.errors import TicketRefused
@@ -89,6 +90,17 @@ def sign_ticket(ticket: Ticket, chain_der: Sequence[bytes], key: ec.EllipticCurv
 def peek_ticket(record: bytes) -> Ticket:
     """Read a ticket *without* checking who signed it; raises TicketRefused if it is none."""
     return _open(record)[1]
+
+
+def session_behind(record: bytes) -> tuple[str, int, int]:
+    """Read *without* checking which credential signed a ticket: session id, serial, issued at; for `vo.revocation`. Raises TicketRefused."""
+    try:
+        leaf = x509.load_der_x509_certificate(_open(record)[0].chain[0])
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uri = names.get_values_for_type(x509.UniformResourceIdentifier)[0]
+    except (ValueError, x509.ExtensionNotFound, IndexError) as error:
+        raise TicketRefused("the ticket's certificate cannot be read") from error
+    return uri.rpartition("/")[2], leaf.serial_number, int(leaf.not_valid_before_utc.timestamp()) + SKEW_S
 
 
 def verify_ticket(record: bytes, *, vo: str, node: str, now_s: float, verify_chain: VerifyChain) -> Holder:

@@ -22,6 +22,7 @@ from xtreemos.xtreemfs.client.client import Client
 from xtreemos.xtreemfs.client.control import Control
 from xtreemos.xtreemfs.client.desk import Desk
 from xtreemos.xtreemfs.client.former import SessionFile, take_away_dead
+from xtreemos.xtreemfs.client.gate import Gate
 from xtreemos.xtreemfs.client.operations import Operations
 from xtreemos.xtreemfs.client.osds import Dialer
 from xtreemos.xtreemfs.credential import CredentialFolder
@@ -140,16 +141,21 @@ async def _serve(found: argparse.Namespace, client: Client, credential: Credenti
         readonly=found.read_only,
     )
     operations = Operations(client)
+    people = client.identities
+    gate = Gate(client, people, operations) if isinstance(people, NodeIdentities) else None
     take_away_dead(found.mountpoint)
     mounted = await mount(found.mountpoint, operations, options)
     control = Control(client, operations, mounted, stop)
-    people = client.identities
-    desk = Desk(client, people, found.mountpoint, control.status) if isinstance(people, NodeIdentities | OwnerRoot) else None
+    desk = None
+    if isinstance(people, NodeIdentities | OwnerRoot):
+        desk = Desk(client, people, found.mountpoint, control.status, gate.look if gate is not None else lambda: None)
     if found.control is not None:
         await control.start(found.control, desk.root_methods() if desk is not None else {})
     if desk is not None and found.users is not None:
         await desk.start(found.users)
     running = [asyncio.create_task(client.run()), asyncio.create_task(_look(credential))]
+    if gate is not None:
+        running.append(asyncio.create_task(gate.run()))
     ends = [asyncio.create_task(stop.wait()), asyncio.create_task(mounted.wait_ended())]
     sys.stdout.write("mounted\n")
     sys.stdout.flush()

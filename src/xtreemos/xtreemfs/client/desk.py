@@ -36,9 +36,16 @@ class Desk:
     """Handlers of both sockets over one mount of the whole VO."""
 
     def __init__(
-        self, client: Client, identities: NodeIdentities | OwnerRoot, mountpoint: Path, status: Callable[[], dict[str, Any]]
+        self,
+        client: Client,
+        identities: NodeIdentities | OwnerRoot,
+        mountpoint: Path,
+        status: Callable[[], dict[str, Any]],
+        on_delegated: Callable[[], None],
     ) -> None:
+        """Make it. `on_delegated` is called after each ticket that was taken."""
         self._client = client
+        self._on_delegated = on_delegated
         self._identities = identities
         self._mountpoint = mountpoint
         self._status = status
@@ -68,6 +75,7 @@ class Desk:
     async def _delegate(self, call: ServerCall) -> Any:
         """Take a user's ticket; who acted under an older one, or under none, acts under it from now on."""
         user = self._identities.delegate(bytes(call.params.get("ticket") or b""))
+        self._on_delegated()
         uid = None if self._identities.plain else self._identities.local_id("u", user)
         for session in self._client.sessions.values():
             session.actors.forget(uid)

@@ -19,7 +19,7 @@ from xtreemos.errors import RemoteError, Unreachable, XosError
 from xtreemos.fabric.rpc import ClientCall, NoConnection, Peer
 from xtreemos.foundation.frames import Kind
 from xtreemos.xtreemfs import calls
-from xtreemos.xtreemfs.errors import errno_of
+from xtreemos.xtreemfs.errors import ActorUnknown, errno_of
 from xtreemos.xtreemfs.fuse.errors import FuseError
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,8 @@ class Link:
         self._dial = dial
         self._greet = greet
         self._ungreeted = ungreeted
+        self.forget_actors: Callable[[], None] | None = None
+        """Has callers show their tickets anew; a call of an actor that is unknown is made again then, once."""
         self._peer: Peer | None = None
         self._settling: asyncio.Task[Peer] | None = None
         self._away = False
@@ -116,6 +118,7 @@ class Link:
         loop = asyncio.get_running_loop()
         end = loop.time() + deadline_s
         self.calls += 1
+        shown = False
         while True:
             peer = self.peer or await self._connected(end)
             call: ClientCall | None = None
@@ -124,6 +127,10 @@ class Link:
                 body = await _patient(call.result, end)
                 return Done(body, call.tail, call.fds)
             except RemoteError as error:
+                if error.code == ActorUnknown.code and self.forget_actors is not None and not shown:
+                    shown = True
+                    self.forget_actors()
+                    continue
                 if self._ungreeted is None or not self._ungreeted(error):
                     raise FuseError(errno_of(error)) from error
                 if peer is self._peer:

@@ -12,6 +12,7 @@ import asyncio
 import errno
 import logging
 import stat
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from xtreemos.fabric.rpc import Peer
@@ -180,6 +181,14 @@ class Coherence:
         self._client.start(self._empty_kernel(session))
 
     async def _empty_kernel(self, session: Session) -> None:
+        def is_its(inode: Inode) -> bool:
+            record = self._client.directory.state.volume_by_id(volume_of(inode.ino))
+            return record is not None and record.mrc == session.mrc
+
+        await self.empty_kernel(is_its)
+
+    async def empty_kernel(self, wanted: Callable[[Inode], bool]) -> None:
+        """Have the kernel forget all names, and attributes and pages of the inodes that are wanted: it asks again."""
         client = self._client
         kernel = client.kernel
         if kernel is None:
@@ -187,10 +196,7 @@ class Coherence:
         try:
             if client.has_epochs:
                 await kernel.increase_epoch()
-            for inode in client.inodes:
-                record = client.directory.state.volume_by_id(volume_of(inode.ino))
-                if record is None or record.mrc != session.mrc:
-                    continue
+            for inode in filter(wanted, list(client.inodes)):
                 inode.kernel_names = False
                 if inode.lookups:
                     await kernel.invalidate_inode(client.node_of(inode.ino), -1, 0)

@@ -22,7 +22,7 @@ from xtreemos.xtreemfs import calls, protocol
 from xtreemos.xtreemfs.client.actors import Actors, Identities, Principals
 from xtreemos.xtreemfs.client.coherent import Coherent, Op, granted, held_row, is_session_over, now_s
 from xtreemos.xtreemfs.client.links import DEADLINE_S, Link, events, patient
-from xtreemos.xtreemfs.errors import errno_of
+from xtreemos.xtreemfs.errors import ActorUnknown, errno_of
 from xtreemos.xtreemfs.fuse.errors import FuseError
 from xtreemos.xtreemfs.fuse.model import Request
 from xtreemos.xtreemfs.lease import holder_model as h
@@ -55,6 +55,7 @@ class Session:
         self.client = client
         self.link = Link(f"the MRC on {mrc}", dial, greet=self._greet, ungreeted=is_session_over)
         self.actors = Actors(identities, time.time)
+        self.link.forget_actors = self.actors.forget
         self.principals = Principals(identities)
         self.holder = Holder(now_s())
         self.token = b""
@@ -273,7 +274,13 @@ class Session:
             return  # cut: the holder asks again
         op = next(iter(queue.values())) if queue else Op(0, effect.ino, effect.level, None)
         try:
-            grant = await self._coherent.ask(self, peer, op, effect.level)
+            try:
+                grant = await self._coherent.ask(self, peer, op, effect.level)
+            except RemoteError as error:
+                if error.code != ActorUnknown.code:
+                    raise
+                self.actors.forget()
+                grant = await self._coherent.ask(self, peer, op, effect.level)
         except RemoteError as error:
             if is_session_over(error):
                 self.feed(h.SessionOver())

@@ -13,7 +13,7 @@ import msgspec
 
 from xtreemos.errors import PermissionRefused, XosError
 from xtreemos.fabric.rpc import Peer
-from xtreemos.xtreemfs.errors import FsError, TicketRefused
+from xtreemos.xtreemfs.errors import ActorUnknown, FsError, TicketRefused
 from xtreemos.xtreemfs.model import NOBODY, volume_of
 from xtreemos.xtreemfs.mrc.model import Cred
 from xtreemos.xtreemfs.protocol import Act, Acting, Who
@@ -39,6 +39,10 @@ class Ticketed(Protocol):
     def expires_at(self) -> int:
         """Seconds since 1970."""
 
+    @property
+    def sid(self) -> str:
+        """Session whose key signed it."""
+
 
 VerifyTicket = Callable[[bytes, str], Ticketed]
 """(ticket, node that shows it) -> what it says; raises XosError if it is not good."""
@@ -55,6 +59,8 @@ class Actor(msgspec.Struct, frozen=True):
     root_of: int
     expires_at: int
     node: str
+    sid: str = ""
+    ticket: bytes = b""
 
     @property
     def is_admin(self) -> bool:
@@ -66,6 +72,7 @@ class _Local(msgspec.Struct, frozen=True):
     user: str
     roles: frozenset[str]
     expires_at: int
+    sid: str = ""
 
 
 class Actors:
@@ -114,7 +121,7 @@ class Actors:
             self._audit(str(peer.caller), "mrc.act", error.message)
             raise
         cred = self._cred(held, root=bool(m.root_of))
-        actor = Actor(held.user, held.roles, cred, m.root_of, held.expires_at, node)
+        actor = Actor(held.user, held.roles, cred, m.root_of, held.expires_at, node, held.sid, m.ticket)
         table = self._tables.get(peer)
         if table is None:
             table = self._tables[peer] = {}
@@ -158,14 +165,32 @@ class Actors:
         return Cred(own, own, tuple(groups), root=root)
 
     def get(self, peer: Peer, who: Who) -> Actor:
-        """Return an actor of a connection; FsError(EACCES): unknown or expired (`mrc.act` makes a new one)."""
+        """Return an actor of a connection; ActorUnknown: it is none, its ticket has ended or was withdrawn (`mrc.act` makes a new one)."""
         actor = self._tables.get(peer, {}).get(who.actor)
         if actor is None or self._clock() >= actor.expires_at:
-            raise FsError(errno.EACCES, "that actor is unknown here or its ticket has ended", "show the ticket again")
+            raise ActorUnknown("that actor is unknown here or its ticket has ended", "show the ticket again")
         return actor
 
+    def judge_again(self, kind: str, name: str) -> None:
+        """Something was withdrawn: judge the tickets of its actors again, and end those whose ticket is good no more (audited).
+
+        Args:
+            kind: "user", "sid" or "node".
+            name: which.
+        """
+        for peer, table in self._tables.items():
+            for number, actor in list(table.items()):
+                hit = {"user": actor.user, "sid": actor.sid, "node": actor.node}.get(kind) == name
+                if not hit or not actor.ticket or self._verify is None:
+                    continue
+                try:
+                    self._verify(actor.ticket, actor.node)
+                except XosError as error:
+                    del table[number]
+                    self._audit(str(peer.caller), "mrc.actor", f"{actor.user} acts no more: {error.message}")
+
     def cred(self, peer: Peer, who: Who, ino: int) -> Cred:
-        """Return the principals to act as on an inode; FsError(EACCES) as `get`, and for a root outside its volume (audited)."""
+        """Return the principals to act as on an inode; raises as `get`, and FsError(EACCES) for a root outside its volume (audited)."""
         actor = self.get(peer, who)
         if not actor.root_of:
             return actor.cred

@@ -212,8 +212,10 @@ class Server:
     def _take_revocations(self, state: State) -> None:
         for key, value in state.revoked.items():
             try:
-                self._revoked.apply(key, Revocation.from_bytes(value))
-            except msgspec.MsgspecError:
+                if self._revoked.apply(key, Revocation.from_bytes(value)):
+                    _word, kind, name = key.split(".", 2)
+                    self.actors.judge_again(kind, name)
+            except (msgspec.MsgspecError, ValueError):
                 log.warning("the directory's record %s cannot be read", key)
         self._revoked.synced = True
 
