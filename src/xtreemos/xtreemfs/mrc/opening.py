@@ -190,8 +190,9 @@ class Opening:
                 refused = error
         if m.through and held.epoch and writes:
             core.execute(do.Writer(client, m.ino, held.epoch, m.through))
-        core.leasing.feed(table.Release(client, m.ino, Level(m.level), m.seq, m.pin, Level(m.through)))
-        self._note_end(client, m.ino, wrote=writes)
+        core.leasing.feed(table.Release(client, m.ino, Level(m.level), m.seq, m.pin, Level(m.through), m.unsure))
+        if not m.unsure:  # one that gave up writes stays a writer on record until it is fenced
+            self._note_end(client, m.ino, wrote=writes)
         if m.level == Level.NONE and not m.pin and not m.through:
             core.disallow(client, m.ino)
         await core.leasing.ordered(None, call)
