@@ -245,7 +245,7 @@ class Client:
         try:
             body = await self.peer.call(method, calls.params(message), timeout_s=15)
         except RemoteError as error:
-            if error.code.startswith("E") or error.code in {"ticket-refused", "capability-refused", "volume-unknown"}:
+            if error.code.startswith("E") or error.code in {"ticket-refused", "capability-refused", "volume-unknown", "actor-unknown"}:
                 raise FsError(errno_of(error), error.message) from error
             raise
         return calls.answer_of(body, kind) if kind is not None else body
