@@ -112,7 +112,6 @@ class ListingOps(Base):
         for cookie, name, ino in ((1, b".", folder.ino), (2, b"..", parent or folder.ino)):
             if q.offset < cookie and not _add(listing, name, ino, stat.S_IFDIR, cookie, plus=plus):
                 return listing
-        held = session.can(folder.ino, Level.READ)
         valid = session.valid_ns()
         for row in rows:
             cookie = row.cookie + COOKIE_SHIFT
@@ -121,12 +120,12 @@ class ListingOps(Base):
                 if not _add(listing, row.name, row.ino, row.mode, cookie, plus=plus):
                     break
                 continue
-            named = held and client.has_epochs and folder.names.get(row.name) == row.ino
-            entry = m.Entry(client.node_of(row.ino), client.fuse_attr(session, inode), 0, valid if named else 0, valid)
+            # Never with a validity of the name: the kernel takes a row's epoch when it comes to it, not when it asked, so a name that was
+            # called back while the answer lay unread would come in as a new one (fs/fuse/readdir.c, fuse_direntplus_link).
+            entry = m.Entry(client.node_of(row.ino), client.fuse_attr(session, inode), 0, 0, valid)
             if not listing.add_plus(row.name, entry, row.ino, row.mode, cookie):
                 break
             inode.lookups += 1
-            folder.kernel_names |= named
         return listing
 
     # ------------------------------------------------------------------------------------------------- folder of volumes

@@ -197,7 +197,6 @@ class Coherence:
             if client.has_epochs:
                 await kernel.increase_epoch()
             for inode in filter(wanted, list(client.inodes)):
-                inode.kernel_names = False
                 if inode.lookups:
                     await kernel.invalidate_inode(client.node_of(inode.ino), -1, 0)
                 if inode.pages:
