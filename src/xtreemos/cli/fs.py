@@ -256,8 +256,8 @@ def umount(
         from xtreemos.cli import fs_mount
 
         context.need_root()
-        _run(fs_mount.umount(folder, lazy=lazy))
-        print(f"{folder} is unmounted" + ("" if lazy else "; all that was written is safe"))
+        how = _run(fs_mount.umount(folder, lazy=lazy))
+        print(f"{folder} is unmounted; {how}")
 
     context.guarded(work)
 

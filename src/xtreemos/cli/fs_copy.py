@@ -43,6 +43,10 @@ class Tally:
     files_total: int = 0
     bytes: int = 0
     bytes_total: int = 0
+    good: int = 0
+    """Files that are now as in the source, `skipped` of them without doing anything."""
+    moved: int = 0
+    """Bytes really written, holes and what was there already not counted."""
     skipped: int = 0
     compared: int = 0
     problem_count: int = 0
@@ -157,16 +161,19 @@ class Copier:
     def _one(self, source: bytes, status: os.stat_result, target: bytes) -> None:
         self._gate.release()
         if not self.stopped:
-            self._guarded(target, lambda: self._copy(source, status, target))
-            self._count(files=1)
+            good = self._guarded(target, lambda: self._copy(source, status, target))
+            self._count(files=1, good=good)
 
-    def _guarded(self, path: bytes, work: Callable[[], None]) -> None:
+    def _guarded(self, path: bytes, work: Callable[[], None]) -> bool:
+        """Do something with a path; whether it went well."""
         try:
             work()
         except _Stopped:
-            return
+            return False
         except OSError as error:
             self._problem(path, error)
+            return False
+        return True
 
     def _copy(self, source: bytes, status: os.stat_result, target: bytes) -> None:
         kind = stat.S_IFMT(status.st_mode)
@@ -247,7 +254,7 @@ class Copier:
                 if not count:
                     return  # it became shorter: told by who compares the times
                 for done in _written(writing, buffer[:count], at):
-                    self._count(bytes=done)
+                    self._count(bytes=done, moved=done)
                 at += count
         self._count(bytes=end - at)
 
@@ -315,10 +322,12 @@ class Copier:
             self.tally.unkept[what] = self.tally.unkept.get(what, 0) + 1
 
     def _problem(self, path: bytes, error: OSError) -> None:
+        named = os.fsencode(error.filename) if error.filename else path
+        where = path if PART_PREFIX.encode() in named else named  # the part is our own business
         with self._lock:
             self.tally.problem_count += 1
             if len(self.tally.problems) < PROBLEMS_MAX:
-                self.tally.problems.append(f"{os.fsdecode(path)}: {(error.strerror or str(error)).lower()}")
+                self.tally.problems.append(f"{os.fsdecode(where)}: {(error.strerror or str(error)).lower()}")
             if error.errno in FATAL and not self.fatal:
                 self.fatal = (error.strerror or "").lower()
                 self._stopping.set()

@@ -48,16 +48,19 @@ async def mount(vo: str | None, volume: str, folder: Path, *, root: bool, owner:
     return mounts.start(context.node_paths(), vo=place.vo, volume=volume, folder=real, owner=whose, read_only=read_only)
 
 
-async def umount(folder: Path, *, lazy: bool) -> None:
-    """Unmount; says meanwhile how much is still to be sent. MountBusy, NotWritten: it is still mounted."""
+async def umount(folder: Path, *, lazy: bool) -> str:
+    """Unmount, and tell how it went; says meanwhile how much is still to be sent. MountBusy, NotWritten: it is still mounted."""
     where = os.path.abspath(folder)
     if not any(row["dir"] == where for row in rows()):  # a dead mount cannot be looked through: its own name first
         where = os.path.realpath(folder)
     line = _Line()
     try:
-        await mounts.end(context.node_paths(), mounts.find(context.node_paths(), where), lazy=lazy, tell=line.tell)
+        alive = await mounts.end(context.node_paths(), mounts.find(context.node_paths(), where), lazy=lazy, tell=line.tell)
     finally:
         line.end()
+    if not alive:
+        return "its process had died: what programs had not synced may be lost"
+    return "it ends when the last program has closed its files" if lazy else "all that was written is safe"
 
 
 class _Line:

@@ -122,12 +122,11 @@ def _tell(copier: Copier, word: str, took_s: float) -> None:
         fs_text.note(line)
     for what, count in sorted(tally.unkept.items()):
         fs_text.note(f"not kept: {what} ({count} times)")
-    good = tally.files - min(tally.files, tally.problem_count)
-    moved = tally.bytes // 2 if tally.compared else tally.bytes
-    there = f", {tally.skipped} of them were there already" if tally.skipped else ""
+    there = f", {tally.skipped} were there already" if tally.skipped else ""
     compared = f"; {tally.compared} compared byte by byte" if tally.compared else ""
-    rate = fs_text.size(moved / max(took_s, 0.001))
-    print(f"{word}: {good} files, {fs_text.size(moved)}B in {took_s:.1f} s ({rate}B/s){there}{compared}")
+    rate = fs_text.size(tally.moved / max(took_s, 0.001))
+    copied = tally.good - min(tally.skipped, tally.good)
+    print(f"{word}: {copied} files, {fs_text.size(tally.moved)}B in {took_s:.1f} s ({rate}B/s){there}{compared}", flush=True)
     if copier.fatal:
         raise CopyIncomplete(f"given up: {copier.fatal}", "mend that; the same command then goes on from there")
     if tally.problem_count:

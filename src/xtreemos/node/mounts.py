@@ -179,8 +179,8 @@ def start(paths: NodePaths, *, vo: str, volume: str, folder: Path, owner: str = 
 def _check_folder(paths: NodePaths, folder: Path) -> None:
     taken = next((record for record in records(paths) if record.dir == str(folder)), None)
     if taken is not None:
-        state = "is mounted" if taken.is_alive() else "was mounted, and its process has died"
-        raise UsageError(f"volume {taken.volume} {state} at {folder} already", f"xos fs umount {folder}")
+        state = "" if taken.is_alive() else ", and its process has died"
+        raise UsageError(f"volume {taken.volume} is mounted at {folder} already{state}", f"to end that: xos fs umount {folder}")
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder", "make it first")
 
@@ -210,7 +210,7 @@ def _wait_mounted(process: subprocess.Popen[bytes], log: Path) -> None:
 # -- ending ----------------------------------------------------------------------------------------------------------------
 
 
-async def end(paths: NodePaths, record: Record, *, lazy: bool, tell: Callable[[int], None]) -> None:
+async def end(paths: NodePaths, record: Record, *, lazy: bool, tell: Callable[[int], None]) -> bool:
     """Unmount: when it returns all that was written is on the object servers' disks (not so with `lazy`).
 
     Args:
@@ -219,13 +219,16 @@ async def end(paths: NodePaths, record: Record, *, lazy: bool, tell: Callable[[i
         lazy: out of sight at once; programs that have files open there go on, and the process ends after the last of them.
         tell: called now and then with the bytes that are still to be sent.
 
+    Returns:
+        False if its process had died: what it had not sent is lost (programs that had synced lost nothing).
+
     Raises:
         MountBusy, NotWritten: it is still mounted.
     """
     if not record.is_alive():
         _detach(record)
         _forget(paths, record)
-        return
+        return False
     peer = await rpc.connect_unix(control_of(paths, record))
     try:
         ending = asyncio.ensure_future(peer.call("fs.unmount", {"lazy": lazy}))
@@ -247,6 +250,7 @@ async def end(paths: NodePaths, record: Record, *, lazy: bool, tell: Callable[[i
         state = f"{record.dir} is still mounted" if answer["mounted"] else "it is unmounted"
         log = folder_of(paths, record.vo) / f"{record.name}.log"
         raise NotWritten(f"{answer['failed']} files could not be written back; {state}", f"see {log}; --lazy gives up on them")
+    return True
 
 
 def _refusal(record: Record, error: XosError) -> XosError:
