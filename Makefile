@@ -22,6 +22,7 @@ bench: setup  ## benchmarks side by side with peers, as ratios
 
 soak: setup  ## long runs with faults
 	@$(PYTHON) bench/soak.py
+	@$(PYTHON) bench/fs_soak.py
 
 docs: setup  ## build the site into site/, warnings are errors
 	@$(PYTHON) tools/reference.py
