@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 HOME_S = 15.0
 AGAIN_S = 0.1
+WAITS = f"try again later; a program waits {HOME_S:g} s for its home"
 MRC_PORT = 7610  # of the first VO; the next one's is PORTS higher
 OSD_PORT = 7611
 PORTS = 2
@@ -155,13 +156,20 @@ class Files:
                 break
             except Unreachable as error:
                 if time.monotonic() > end:
-                    raise HomeMissing(f"the home of {user}@{vo} cannot be reached: {error.message}", "try again later") from error
+                    raise _missing(user, vo, error) from error
             except RemoteError as error:
                 if not error.retry or time.monotonic() > end:
-                    raise HomeMissing(f"the home of {user}@{vo} cannot be reached: {error.message}", error.hint) from error
+                    raise _missing(user, vo, error) from error
             await asyncio.sleep(AGAIN_S)
-        await asyncio.to_thread(bind_home, Path(str(answer["path"])), place)
+        try:
+            await asyncio.to_thread(bind_home, Path(str(answer["path"])), place)
+        except OSError as error:  # the file system's own word: it waits as long as HOME_S, too
+            raise HomeMissing(f"the home of {user}@{vo} cannot be reached: {error.strerror}", WAITS) from error
         return place
+
+
+def _missing(user: str, vo: str, error: XosError) -> HomeMissing:
+    return HomeMissing(f"the home of {user}@{vo} cannot be reached: {error.message}", error.hint or WAITS)
 
 
 async def _tell_mount(socket: Path, record: bytes) -> None:

@@ -349,9 +349,15 @@ def user_dir() -> Path:
 
 
 def audit_lines(paths: NodePaths, vo: str, count: int) -> tuple[int, list[dict[str, Any]]]:
-    """Check this node's audit of a VO; return how many decisions it has and the last `count` of them."""
-    path = paths.private / "vo" / vo / "audit.jsonl"
-    if not path.exists():
+    """Check this node's audits of a VO, its own and its metadata server's; return how many decisions they have and the last `count` of them."""
+    found = [
+        path for path in (paths.private / "vo" / vo / "audit.jsonl", paths.private / "fs" / vo / "mrc/audit.jsonl") if path.exists()
+    ]
+    if not found:
         raise Unreachable(f"this node keeps no audit of VO {vo}", "ask on a core node")
-    total, _head = verify_file(path)
-    return total, [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[-count:]]
+    total, rows = 0, []
+    for path in found:
+        held, _head = verify_file(path)
+        total += held
+        rows += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[-count:]]
+    return total, sorted(rows, key=lambda row: row["at"])[-count:]

@@ -62,7 +62,7 @@ from xtreemos.node.vo_runtime import VoRuntime, connect_system
 from xtreemos.vo.founding import GridSecrets, load_grid
 from xtreemos.vo.grid import GridFile, VoEntry, save_grid, with_entry
 from xtreemos.vo.grid import load_grid as load_grid_file
-from xtreemos.vo.model import PublicUser
+from xtreemos.vo.model import PublicUser, Revocation
 from xtreemos.vo.tls import Gate
 
 log = logging.getLogger("xtreemos.node.xosd")
@@ -118,6 +118,7 @@ class Xosd:
         self.logins = SshLogins(jobs=self.jobs, accounts=self.accounts, vos=self.vos, doors=self.ssh, make_place=make_place)
         self.detached: dict[str, DetachedJobs] = {}
         self.draining = False
+        self._began_at = time.time()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._servers: list[Server] = []
         self._stop = asyncio.Event()
@@ -274,7 +275,7 @@ class Xosd:
         runtime = await VoRuntime.open(node=self.config.name, entry=entry, folder=self.vo_folder(entry.vo), core=self.config.core)
         self.vos[entry.vo] = runtime
         runtime.on_users = lambda: self._members_changed(runtime)
-        runtime.on_revoked = lambda key, _record: self._revoked(runtime, key)
+        runtime.on_revoked = lambda key, record: self._revoked(runtime, key, record)
         runtime.on_renewed = lambda: self._present(runtime)
         self._present(runtime)
         self.guests.add_vo(entry.vo)
@@ -453,23 +454,26 @@ class Xosd:
             told["core"] = joining.core_parcel(self.grid, node, tuple(facts["addresses"]))
         return told
 
-    async def _revoked(self, runtime: VoRuntime, key: str) -> None:
-        """Drop connections and end programs of what was revoked."""
+    async def _revoked(self, runtime: VoRuntime, key: str, record: Revocation) -> None:
+        """Drop connections and end programs of what was revoked. Old records come again at each start: what began later is not meant."""
         _word, kind, name = key.split(".", 2)
         for running in list(self.jobs.live.values()):
             hit = running.sid == name if kind == "sid" else kind == "user" and running.user == name
+            hit = hit and (kind == "sid" or record.standing or running.started_at <= record.at + 1)
             if running.vo == runtime.vo and hit and running.exit is None and (kind == "user" or not running.detached):
                 log.info("revoked: %s of %s ends", running.key, running.user)
                 with contextlib.suppress(NoSuchJob, RemoteError):
                     await self.jobs.signal(running, signal.SIGHUP)
                     await self.jobs.signal(running, signal.SIGKILL)
-        asyncio.get_running_loop().call_later(LAST_WORDS_S, self._drop, runtime.vo, kind, name)
+        asyncio.get_running_loop().call_later(LAST_WORDS_S, self._drop, runtime.vo, kind, name, record)
 
-    def _drop(self, vo: str, kind: str, name: str) -> None:
-        """End the connections of a revoked credential."""
+    def _drop(self, vo: str, kind: str, name: str, record: Revocation) -> None:
+        """End the connections of a revoked credential; those of later ones of a user who was restored stay."""
         self.ssh.revoked(vo, kind, name)
         for peer in [peer for server in self._servers for peer in server.peers]:
             caller = peer.caller
+            if kind != "sid" and not record.standing and record.at < self._began_at and caller.serial not in record.serials:
+                continue
             if caller.vo == vo and name == (caller.sid if kind == "sid" else caller.name) and kind in ("sid", caller.kind):
                 log.info("revoked: connection of %s ends", peer.caller)
                 peer.close()
