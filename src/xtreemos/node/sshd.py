@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import pwd
 import signal
@@ -391,9 +392,12 @@ class SshDoors:
             connection.space = os.stat(f"/proc/{pid}/ns/net").st_ino
             self._note(connection)
 
-    def revoked(self, vo: str, kind: str, name: str) -> None:
-        """End the connections of a user (`kind` user) or a session (`sid`) of a VO."""
+    def revoked(self, vo: str, kind: str, name: str, until: float = math.inf) -> None:
+        """End the connections of a user (`kind` user) or a session (`sid`) of a VO that began until then (seconds since 1970)."""
+        booted_at = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         for connection in list(self.connections.values()):
+            if booted_at + connection.ticks / os.sysconf("SC_CLK_TCK") > until:
+                continue
             if connection.vo == vo and name and name == (connection.sid if kind == "sid" else connection.user):
                 log.info("revoked: ssh connection of %s.%s ends", connection.user, vo)
                 hang_up(connection)

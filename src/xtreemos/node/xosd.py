@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import signal
 import sys
 import time
@@ -469,7 +470,7 @@ class Xosd:
 
     def _drop(self, vo: str, kind: str, name: str, record: Revocation) -> None:
         """End the connections of a revoked credential; those of later ones of a user who was restored stay."""
-        self.ssh.revoked(vo, kind, name)
+        self.ssh.revoked(vo, kind, name, math.inf if kind == "sid" or record.standing else record.at + 1)
         for peer in [peer for server in self._servers for peer in server.peers]:
             caller = peer.caller
             if kind != "sid" and not record.standing and record.at < self._began_at and caller.serial not in record.serials:
