@@ -146,7 +146,7 @@ def main() -> int:
             if shutil.which(program.tool) is None:
                 print(f"{program.name:52} left out: no {program.tool} here", flush=True)
                 continue
-            here, trouble_here = (0.0, "") if options.not_local or not program.local else attempt(local, program, number)
+            here, trouble_here = (0.0, "") if options.not_local else attempt(local, program, number)
             start = time.monotonic()
             there, trouble = attempt(home, program, number)
             ratio = f"{there / here:7.1f}x" if here > 0 and not trouble_here else "       -"

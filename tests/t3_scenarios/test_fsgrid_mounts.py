@@ -347,3 +347,25 @@ def test_a_server_that_is_away_costs_a_bounded_time_and_an_error():
         assert int(done.stdout) in {errno.ETIMEDOUT, errno.EIO}
         assert time.monotonic() - started < 25
         assert "the OSD on n1" in grid.mounts[0].text()
+
+
+def test_times_set_by_who_has_the_file_alone_are_seen_elsewhere_at_once(two):
+    here, there = two
+    (here / "f").write_text("x")
+    os.utime(here / "f", ns=(10**18 + 1, 10**18 + 2))
+    seen = (there / "f").stat()
+    assert (seen.st_atime_ns, seen.st_mtime_ns) == (10**18 + 1, 10**18 + 2)
+    assert seen.st_ctime_ns > time.time_ns() - 60 * 10**9
+
+
+def test_thousands_of_scattered_pieces_are_written_and_seen_elsewhere(two):
+    here, there = two
+    count, stride = 3000, 4096
+    fd = os.open(here / "f", os.O_WRONLY | os.O_CREAT)
+    for number in range(count, 0, -1):
+        os.pwrite(fd, number.to_bytes(4, "big"), number * stride)
+    os.fsync(fd)
+    os.close(fd)
+    data = (there / "f").read_bytes()
+    assert all(int.from_bytes(data[at : at + 4], "big") == at // stride for at in range(0, len(data), stride))
+    assert data.count(0) > len(data) - 4 * count
