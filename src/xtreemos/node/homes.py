@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import stat
 from pathlib import Path
 
 from xtreemos.errors import PermissionRefused
@@ -18,6 +19,7 @@ from xtreemos.names import unix_name
 HOMES = Path("/home")
 MOUNTINFO = Path("/proc/self/mountinfo")
 FS_TYPE = "fuse.xtreemfs"
+PLACE_MODE = 0o555
 STACK_MAX = 16  # mounts over one another at one place
 _MS_BIND = 4096
 _MNT_DETACH = 2
@@ -28,7 +30,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def make_place(place: Path) -> None:
     """Make the empty folder over which a home is mounted."""
     with contextlib.suppress(FileExistsError):
-        place.mkdir(mode=0o555)
+        place.mkdir(mode=PLACE_MODE)
 
 
 def place_of(user: str, vo: str, _uid: int) -> Path:
@@ -87,8 +89,13 @@ def bound(vo: str, mountinfo: str | None = None) -> dict[str, bool]:
 
 
 def unbind_all(vo: str) -> None:
-    """Take away every home of a VO from this node."""
+    """Take away every home of a VO from this node, and the places that were made for them; homes that are folders of this node stay."""
     while users := bound(vo):
         for user in users:
             with contextlib.suppress(FileNotFoundError):
                 unbind(HOMES / unix_name(user, vo))
+    for place in HOMES.glob(f"*.{vo}"):
+        found = place.lstat()
+        if found.st_uid == 0 and stat.S_IMODE(found.st_mode) == PLACE_MODE:
+            with contextlib.suppress(OSError):  # not empty: somebody's own
+                place.rmdir()

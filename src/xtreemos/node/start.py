@@ -143,10 +143,21 @@ def refresh_services(paths: NodePaths, config: NodeConfig) -> None:
             (paths.private / "fs" / vo / kind).mkdir(parents=True, exist_ok=True, mode=0o700)
         if config.files == "grid":
             Path("/xos", vo).mkdir(parents=True, exist_ok=True)
+        else:
+            homes.unbind_all(vo)
+    _tidy_mountpoints(config)
     write_atomically(paths.services, json.dumps(services(paths, config), indent=1).encode())
     running = supervisor_pid(paths)
     if running:
         os.kill(running, signal.SIGHUP)
+
+
+def _tidy_mountpoints(config: NodeConfig) -> None:
+    """Remove the empty mount points of VOs whose files are not mounted here (any more)."""
+    for folder in Path("/xos").glob("*"):
+        if config.files != "grid" or folder.name not in config.vos:
+            with contextlib.suppress(OSError):  # still mounted, or somebody's own: it stays
+                folder.rmdir()
 
 
 def up(paths: NodePaths, *, restart: bool = False) -> dict[str, Any]:
@@ -236,8 +247,10 @@ def down(paths: NodePaths) -> bool:
             raise TryLater(f"the node did not stop within {DOWN_S:g} s", f"see {paths.log}/supervise.log")
     finally:
         os.close(descriptor)
-    for vo in load_node(paths).vos:
+    config = load_node(paths)
+    for vo in config.vos:
         homes.unbind_all(vo)
+    _tidy_mountpoints(config)
     hang_up_all(paths)
     return True
 
