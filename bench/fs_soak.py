@@ -32,6 +32,7 @@ PROBE_S = 5.0
 """A folder that has nothing to do with the dead OSD answers within this, on a machine that is busy."""
 GROWTH_MIB = 64
 GROWTH_FDS = 40
+"""Not of OSDs, which keep up to 1,024 columns open on purpose."""
 KILLS = ("kill-mrc", "kill-mrc", "kill-osd", "kill-osd", "kill-osd", "kill-mount")
 KILLS_PLAN_S = 60.0
 
@@ -171,7 +172,7 @@ def soak(seconds: float, *, workers: int, seed: int) -> Report:
         problems += [
             f"{name} grew by {mib} MiB, {fds} descriptors"
             for name, (mib, fds) in growth.items()
-            if mib > GROWTH_MIB or fds > GROWTH_FDS
+            if mib > GROWTH_MIB or (fds > GROWTH_FDS and not name.startswith("osd"))
         ]
         problems += check_all(grid.paths[1] / "soak" / "files")
         for mounted in grid.mounts:

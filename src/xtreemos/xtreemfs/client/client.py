@@ -154,7 +154,6 @@ class Client:
         # Of a file nothing changes before we have answered a recall that is still to come. Of a directory it may have been answered already.
         keep = inode.attr.is_file or (grant.cache and inode.invalidated <= asked_at)
         inode.fresh = keep and session.can(inode.ino, Level.READ)
-        inode.true_until_released = False
         return inode
 
     def _keep_capability(self, inode: Inode, record: bytes) -> None:

@@ -159,6 +159,13 @@ class FileOps(OpenOps):
                 session.cancel(op)
                 client.data_of(inode).late(self.relying(session, inode, Level.WRITE, None, work))
                 return len(q.data)
+            if op.go is not None:
+                # The recall under way waits for this page, so nothing may be asked of the MRC now, which waits for the recall.
+                inode.dirty_told = True
+                try:
+                    return await work(op.go)
+                finally:
+                    session.end(op, dirty=True)
             return await self.relying(session, inode, Level.WRITE, q, work, op=op)
         written = await self._with_quota(session, inode, q, lambda: self.relying(session, inode, Level.WRITE, q, work, span=span))
         if client.store.is_full:

@@ -32,6 +32,7 @@ Dial = Callable[[], Awaitable[Peer]]
 DEADLINE_S = 15.0  # a call that had no answer so long fails; longer than an MRC waits for a dead client (10 s)
 GRACE_S = 1.0  # for the answer of a call whose caller had a signal
 AGAIN_S = 0.25  # between tries to connect
+AWAY_S = 0.05  # a call waits only so long for a server that has been away for DEADLINE_S: one read of a program is many calls
 SETTLE_S = 5.0  # one try to connect, with its greeting
 
 
@@ -66,6 +67,7 @@ class Link:
         self._peer: Peer | None = None
         self._settling: asyncio.Task[Peer] | None = None
         self._away = False
+        self._away_since = 0.0
         self.calls = 0
         self.failures = 0
 
@@ -172,6 +174,8 @@ class Link:
         while True:
             if self.peer is not None:
                 return self.peer
+            if self._away and end != float("inf"):
+                end = min(end, max(self._away_since + DEADLINE_S, asyncio.get_running_loop().time() + AWAY_S))
             if self._settling is None or self._settling.done():
                 self._settling = asyncio.create_task(self._settle(), name=f"connect to {self.label}")
             settling = self._settling
@@ -195,6 +199,7 @@ class Link:
                     peer.close()
                 if not self._away:
                     self._away = True
+                    self._away_since = asyncio.get_running_loop().time()
                     log.warning("%s does not answer: %s", self.label, error)
                 await asyncio.sleep(AGAIN_S)
                 continue
