@@ -12,20 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from xtreemos.errors import PermissionRefused, XosError
 from xtreemos.fabric import rpc
 from xtreemos.fabric.rpc import Handler, ServerCall
 from xtreemos.foundation.files import write_atomically
 from xtreemos.vo.admission import Admission
 from xtreemos.vo.audit import Audit, AuditRecord
-from xtreemos.vo.model import Revocation
-from xtreemos.vo.revocation import RevocationSet
 from xtreemos.vo.tls import Gate, Identity
 from xtreemos.xtreemfs.capability import Signer
 from xtreemos.xtreemfs.credential import CredentialFolder
-from xtreemos.xtreemfs.directory import Directory, State
+from xtreemos.xtreemfs.directory import Directory
 from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.lease import locks
 from xtreemos.xtreemfs.lease import table_model as table
@@ -47,6 +43,7 @@ from xtreemos.xtreemfs.mrc.worker import Worker
 from xtreemos.xtreemfs.protocol import LockRow
 from xtreemos.xtreemfs.striping import OsdConnections
 from xtreemos.xtreemfs.ticket import chain_judge, verify_ticket
+from xtreemos.xtreemfs.withdrawn import Withdrawn
 
 log = logging.getLogger(__name__)
 
@@ -132,8 +129,8 @@ class Server:
         self.signer = load_signer(options.folder)
         self._credential = CredentialFolder(options.credential) if options.credential is not None else None
         self._gate = Gate()
-        self._revoked = RevocationSet()
         self._servers: list[rpc.Server] = []
+        self._withdrawn = Withdrawn(self._servers, self._was_withdrawn)
         self._started_s = time.time()
         self.broken: asyncio.Future[XosError] = asyncio.get_running_loop().create_future()
         """Done when the disk failed: the process must end."""
@@ -206,18 +203,11 @@ class Server:
     def _verify(self, ticket: bytes, node: str) -> Ticketed:
         assert self._credential is not None
         trust = self._credential.identity.trust
-        judge = chain_judge(lambda: trust, self._revoked)
+        judge = chain_judge(lambda: trust, self._withdrawn.known)
         return verify_ticket(ticket, vo=self._directory.vo, node=node, now_s=time.time(), verify_chain=judge)
 
-    def _take_revocations(self, state: State) -> None:
-        for key, value in state.revoked.items():
-            try:
-                if self._revoked.apply(key, Revocation.from_bytes(value)):
-                    _word, kind, name = key.split(".", 2)
-                    self.actors.judge_again(kind, name)
-            except (msgspec.MsgspecError, ValueError):
-                log.warning("the directory's record %s cannot be read", key)
-        self._revoked.synced = True
+    def _was_withdrawn(self, kind: str, name: str) -> None:
+        self.actors.judge_again(kind, name)
 
     def _identity(self) -> Identity:
         assert self._credential is not None
@@ -228,8 +218,8 @@ class Server:
     async def start(self) -> None:
         """Listen, and stand in the directory if it can be reached."""
         handlers = self.handlers()
-        self._take_revocations(self._directory.state)
-        self._directory.on_change(self._take_revocations)
+        self._withdrawn.take(self._directory.state)
+        self._directory.on_change(self._withdrawn.take)
         if self._options.listen and self._credential is not None:
             self._take_identity()
             host, _colon, port = self._options.listen.rpartition(":")
@@ -242,7 +232,7 @@ class Server:
     def _take_identity(self) -> None:
         assert self._credential is not None
         identity = self._credential.identity
-        self._gate.set_identity(identity, Admission(identity.trust, self._revoked, self.audit, time.time))
+        self._gate.set_identity(identity, Admission(identity.trust, self._withdrawn.known, self.audit, time.time))
 
     def record(self) -> MrcRecord:
         """Our record for the directory."""

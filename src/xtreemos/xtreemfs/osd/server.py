@@ -18,7 +18,6 @@ from xtreemos.fabric import rpc
 from xtreemos.fabric.rpc import Handler, ServerCall
 from xtreemos.vo.admission import Admission
 from xtreemos.vo.audit import Audit
-from xtreemos.vo.revocation import RevocationSet
 from xtreemos.vo.tls import Gate
 from xtreemos.xtreemfs.calls import message_of
 from xtreemos.xtreemfs.credential import CredentialFolder
@@ -33,6 +32,7 @@ from xtreemos.xtreemfs.osd.service import Service
 from xtreemos.xtreemfs.osd.space import Space
 from xtreemos.xtreemfs.osd.store import Store
 from xtreemos.xtreemfs.protocol import OsdScrub
+from xtreemos.xtreemfs.withdrawn import Withdrawn
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ class Server:
         self._credential = CredentialFolder(options.credential) if options.credential is not None else None
         self._gate = Gate()
         self._servers: list[rpc.Server] = []
+        self._withdrawn = Withdrawn(self._servers)
         self._address = options.address or options.listen
 
     def handlers(self) -> dict[str, Handler]:
@@ -80,6 +81,8 @@ class Server:
     async def start(self) -> None:
         """Listen, and stand in the directory if it can be reached."""
         handlers = self.handlers()
+        self._withdrawn.take(self._directory.state)
+        self._directory.on_change(self._withdrawn.take)
         self._servers.append(await rpc.serve_unix(self._options.socket, handlers, mode=0o600, allowed_uid=0))
         if self._options.listen and self._credential is not None:
             self._take_identity()
@@ -92,7 +95,7 @@ class Server:
     def _take_identity(self) -> None:
         assert self._credential is not None
         identity = self._credential.identity
-        self._gate.set_identity(identity, Admission(identity.trust, RevocationSet(), self.audit, time.time))
+        self._gate.set_identity(identity, Admission(identity.trust, self._withdrawn.known, self.audit, time.time))
 
     async def run(self) -> None:
         """Keep house, beat, follow the directory and the credential; for ever."""
