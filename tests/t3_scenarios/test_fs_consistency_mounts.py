@@ -35,12 +35,12 @@ def judged(grid, request, plan):
 
 
 @pytest.mark.parametrize("plan", [
-    Plan("register", 2.0, sync=False, pause_s=0.004),
-    Plan("register+mapped", 2.0, sync=False, pause_s=0.004),
-    Plan("names", 2.0),
+    Plan("register", 1.5, sync=False, pause_s=0.004),
+    Plan("register+mapped", 1.5, sync=False, pause_s=0.004),
+    Plan("names", 1.5),
     Plan("elect", 1.5),
-    Plan("append", 2.0, workers=16),
-    Plan("locked", 2.0),
+    Plan("append", 1.5, workers=16),
+    Plan("locked", 1.5),
     Plan("locked", 1.5, how="flock"),
 ], ids=["registers", "mappings", "names", "elections", "appends", "locks", "flocks"])  # fmt: skip
 def test_without_faults_no_call_fails_and_the_history_is_linearizable(grid, request, plan):
@@ -52,13 +52,13 @@ SERVERS = ("kill-mrc", "kill-osd", "blink-mrc", "blink-osd")
 
 @pytest.mark.parametrize("workload", ["register", "names", "append", "files"])
 def test_servers_that_are_killed_and_paused_lose_and_reorder_nothing(grid, request, workload):
-    judged(grid, request, Plan(workload, 4.0, faults=SERVERS, every_s=0.4, seed=7, pause_s=0.005))
+    judged(grid, request, Plan(workload, 3.0, faults=SERVERS, every_s=0.4, seed=7, pause_s=0.005))
 
 
 def test_a_cut_in_the_middle_of_giving_back_a_lease_overwrites_no_record_of_others(grid, request):
-    judged(grid, request, Plan("append", 6.0, faults=("cut-mount",), every_s=0.4, seed=3, pause_s=0.005))
+    judged(grid, request, Plan("append", 4.0, faults=("cut-mount",), every_s=0.4, seed=3, pause_s=0.005))
 
 
 def test_a_client_that_is_frozen_for_longer_than_its_lease_is_fenced(grid, request):
-    report = judged(grid, request, Plan("locked", 6.0, faults=("freeze-mount",), every_s=0.5, seed=1))
+    report = judged(grid, request, Plan("locked", 3.0, faults=("freeze-mount",), every_s=0.5, seed=1))
     assert report.faults["freeze-mount"]
