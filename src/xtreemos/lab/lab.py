@@ -71,11 +71,28 @@ def down(name: str) -> str:
 
 
 def _remove_places() -> None:
-    """After the last lab: remove the mount points that it made on the host, unless the machine uses them itself."""
+    """After the last lab: remove the mount points that it made on the host, unless somebody uses them."""
     for place in PLACES:
-        with contextlib.suppress(OSError):
-            if not os.path.ismount(place):
+        if not _is_mounted_anywhere(place):
+            with contextlib.suppress(OSError):
                 os.rmdir(place)
+
+
+def _is_mounted_anywhere(place: str) -> bool:
+    """Tell whether anything is mounted there in any mount namespace: removing the folder would take it away, from labs with another HOME, too."""
+    seen: set[str] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            namespace = os.readlink(process / "ns/mnt")
+            if namespace in seen:
+                continue
+            mounts = (process / "mountinfo").read_text().splitlines()
+        except OSError:  # it has ended meanwhile
+            continue
+        seen.add(namespace)
+        if any(line.split(" ", 5)[4] == place for line in mounts):
+            return True
+    return False
 
 
 def down_all() -> list[str]:
