@@ -106,8 +106,12 @@ _NOTHING = Gives()
 
 
 def set_files(paths: NodePaths, files: Literal["grid", "local"] | None, storage_bytes: int | None) -> None:
-    """Write the owner's decision; `up` carries it out."""
-    save_node(paths, _with_gives(paths, load_node(paths), Gives(files, storage_bytes)))
+    """Write the owner's decision; `up` carries it out. Where homes are is looked at when xosd starts, so it starts again if that changed."""
+    before = load_node(paths)
+    after = _with_gives(paths, before, Gives(files, storage_bytes))
+    save_node(paths, after)
+    if after.files != before.files:
+        _end_xosd(paths)
 
 
 def _with_gives(paths: NodePaths, config: NodeConfig, gives: Gives) -> NodeConfig:
