@@ -73,6 +73,11 @@ def exists(lab_name: str) -> bool:
     return lab_group(trees()[0], lab_name).is_dir()
 
 
+def any_lab() -> bool:
+    """Tell whether there is any lab on this machine, whoever's."""
+    return any(trees()[0].root.glob("xtreemos-lab.*"))
+
+
 def make(lab_name: str, member: str) -> None:
     """Make the member's groups in every tree, with the v2 controllers handed down to them."""
     for tree in trees():

@@ -65,7 +65,7 @@ def down(name: str) -> str:
         _wait_reaped(pids)
         _unmount_below(store.lab_dir(name))
         store.remove(name)
-    if not store.names():
+    if not groups.any_lab():
         _remove_places()
     return f"lab {name} is gone"
 
