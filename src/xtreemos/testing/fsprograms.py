@@ -265,8 +265,8 @@ _STRESS = (
 STRESSORS = (
     "access", "chattr", "chdir", "chmod", "chown", "copy-file", "dentry", "dir", "dirdeep", "dirmany", "dup", "fallocate",
     "fcntl", "fiemap", "file-ioctl", "filename", "flock", "fpunch", "fstat", "getdent", "handle", "hdd", "inotify", "io",
-    "iomix", "lease", "link", "locka", "lockf", "lockofd", "metamix", "mknod", "mmapfixed", "open", "readahead", "rename",
-    "revio", "seek", "sendfile", "splice", "symlink", "sync-file", "touch", "unlink", "utime", "verity", "xattr",
+    "iomix", "lease", "link", "locka", "lockf", "lockofd", "mknod", "open", "readahead", "rename",
+    "revio", "seek", "sendfile", "splice", "symlink", "sync-file", "touch", "utime", "verity", "xattr",
 )  # fmt: skip
 STRESS_S = 3
 LOADS = (
