@@ -253,7 +253,8 @@ def main() -> int:
         if not options.lab:
             say("making a lab of three core nodes")
             lab.do("down")  # what a killed run left
-            lab.do("up", "--nodes", "3")
+            # homes of each node alone: what a job wrote where it ran is the evidence, also on the node that is cut off
+            lab.do("up", "--nodes", "3", "--files", "local")
         before = {node: lab.usage(node) for node in NODES}
         if options.runs:
             good &= report(f"{options.runs} programs at once", runs(lab, options.runs, options.mib, None))

@@ -24,11 +24,12 @@ def up(
     name: Name = DEFAULT_NAME,
     core: Annotated[int | None, typer.Option(help="How many nodes carry the fabric: 1 or 3; 3 by default if there are 3.")] = None,
     bare: Annotated[bool, typer.Option(help="Machines only: start none of our software on them.")] = False,
+    files: Annotated[str, typer.Option(metavar="grid|local", help="Homes: the same on all nodes, or folders of each node.")] = "grid",
 ) -> None:
     """Make a lab; ready when every node is a resource of VO demo."""
     from xtreemos.lab import lab
 
-    for line in lab.up(name, nodes=nodes, sites=sites, core=core, bare=bare, say=_say):
+    for line in lab.up(name, nodes=nodes, sites=sites, core=core, bare=bare, files=files, say=_say):
         _say(line)
 
 

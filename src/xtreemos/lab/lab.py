@@ -30,10 +30,10 @@ _JOINS_AT_A_TIME = 4
 _REAP_WAIT_S = 3.0
 
 
-def up(name: str, *, nodes: int, sites: int, core: int | None = None, bare: bool = False, say: Say) -> list[str]:
+def up(name: str, *, nodes: int, sites: int, core: int | None = None, bare: bool = False, files: str = "grid", say: Say) -> list[str]:
     """Make a lab and, unless `bare`, the grid on it; return the closing lines. What fails is left for a look and for `down`."""
     require_root()
-    lab = plan(name, nodes, sites, core)
+    lab = replace(plan(name, nodes, sites, core), files=files)
     with store.locked(name):
         if groups.exists(name):
             raise LabError(f"lab {name} exists already, or an unfinished one is left", f"`xos lab down --name {name}` removes it")

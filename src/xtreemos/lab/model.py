@@ -88,6 +88,8 @@ class Lab:
     switch: Running | None = None
     ready: bool = False
     bare: bool = False
+    files: str = "grid"
+    """What `xos up --files` is told on each node."""
 
     def node(self, name: str) -> Node:
         """Return the node called `name`; raise NoSuchNode."""
@@ -119,7 +121,7 @@ def lab_from_json(raw: dict[str, Any]) -> Lab:
         )
         for item in raw["nodes"]
     )
-    return Lab(str(raw["name"]), int(raw["sites"]), nodes, _running(raw["switch"]), bool(raw["ready"]), bool(raw["bare"]))
+    return Lab(str(raw["name"]), int(raw["sites"]), nodes, _running(raw["switch"]), bool(raw["ready"]), bool(raw["bare"]), str(raw.get("files", "grid")))
 
 
 def _running(raw: dict[str, Any] | None) -> Running | None:

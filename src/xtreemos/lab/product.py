@@ -27,7 +27,7 @@ _POLL_S = 0.1
 
 def found(lab: Lab, node: Node) -> None:
     """Found the grid on the first node."""
-    _xos(lab, node, ["up", "--name", node.name, "--address", node.address, "--core"])
+    _xos(lab, node, ["up", "--name", node.name, "--address", node.address, "--core", "--files", lab.files])
 
 
 def boot(lab: Lab, node: Node) -> None:
@@ -59,7 +59,7 @@ def invite_node(lab: Lab, node: Node, admin: str, *, core: bool) -> str:
 def join(lab: Lab, node: Node, token: str) -> None:
     """Start the machine's software and make it a resource of the VO; its owner consents. The token is no word of `ps`."""
     core = ["--core"] if node.core else []
-    _xos(lab, node, ["join", "-", "--name", node.name, "--address", node.address, *core, "--yes"], stdin=token + "\n")
+    _xos(lab, node, ["join", "-", "--name", node.name, "--address", node.address, *core, "--yes", "--files", lab.files], stdin=token + "\n")
 
 
 def wait_ready(lab: Lab, node: Node, admin: str) -> None:
