@@ -66,7 +66,8 @@ class FileOps(OpenOps):
 
     async def _read_later(self, session: Session, handle: FileHandle, inode: Inode, q: m.Read) -> Buffer:
         data = self.client.data_of(inode)
-        span = (q.offset, q.offset + q.size)
+        direct = handle.append or handle.flags & os.O_DIRECT  # no page is locked for it
+        span = None if direct else (q.offset, q.offset + q.size)
 
         async def work(go: h.Go) -> Buffer:
             if go.direct:
@@ -80,7 +81,7 @@ class FileOps(OpenOps):
                 self.client.kernel.invalidate_inode_nowait(self.client.node_of(inode.ino), q.offset, q.size)
             return got
 
-        if self.client.coherence.passes(session, inode, span, Level.READ):
+        if span is not None and self.client.coherence.passes(session, inode, span, Level.READ):
             return await work(h.Go(0, 0, direct=False, generation=0))
         level = Level.WRITE if inode.writers else Level.READ
         return await self.relying(session, inode, level, q, work, span=span)
@@ -136,7 +137,11 @@ class FileOps(OpenOps):
         client = self.client
         end = q.offset + len(q.data)
         back = bool(q.write_flags & c.WRITE_CACHE)
-        span = None if handle.append or back or end % c.PAGE_BYTES == 0 else (end // c.PAGE_BYTES * c.PAGE_BYTES, end)
+        span = (
+            None
+            if handle.append or back or handle.flags & os.O_DIRECT or end % c.PAGE_BYTES == 0
+            else (end // c.PAGE_BYTES * c.PAGE_BYTES, end)
+        )
 
         async def work(go: h.Go) -> int:
             offset = inode.size
@@ -167,7 +172,9 @@ class FileOps(OpenOps):
                 finally:
                     session.end(op, dirty=True)
             return await self.relying(session, inode, Level.WRITE, q, work, op=op)
-        written = await self._with_quota(session, inode, q, lambda: self.relying(session, inode, Level.WRITE, q, work, span=span))
+        written = await self._with_quota(
+            session, inode, q, lambda: self.relying(session, inode, Level.WRITE, q, work, span=span, writes=True)
+        )
         if client.store.is_full:
             await client.store.wait_room()
         return written

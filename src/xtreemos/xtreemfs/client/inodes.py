@@ -6,6 +6,7 @@ No I/O here. An `Inode` lives as long as the kernel has looked it up, somebody h
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from enum import IntFlag
@@ -42,9 +43,9 @@ class Inode:
     """One inode. Attributes are those to show: the MRC's with our own changes on top."""
 
     __slots__ = (
-        "atime_ns", "attr", "blocks", "capabilities", "changed", "changes", "complete", "ctime_ns", "data", "dirty_told", "doubtful", "fresh", "handles", "ino", "invalidated",
-        "invalidating", "kernel_names", "layout", "link", "listing", "lookups", "mode", "mtime_ns", "names", "pages", "parent", "passed", "served",
-        "size", "true_until_released", "used", "writers", "xattr_names", "xattrs",
+        "atime_ns", "attr", "blocks", "capabilities", "changed", "changes", "complete", "ctime_ns", "data", "dirty_told", "doubtful", "fresh", "handles", "held_up", "ino", "invalidated",
+        "invalidating", "kernel_names", "layout", "link", "listing", "lookups", "mode", "mtime_ns", "names", "pages", "parent", "passed", "reading", "served",
+        "size", "stuck", "true_until_released", "used", "writers", "writing", "xattr_names", "xattrs",
     )  # fmt: skip
 
     def __init__(self, ino: int, attr: Attr) -> None:
@@ -82,6 +83,14 @@ class Inode:
         """When (a count over all inodes) something of it was called back last: answers to older questions are not kept."""
         self.invalidating: list[Span] | None = None
         """Ranges of pages that the kernel is dropping right now."""
+        self.held_up: set[int] = set()
+        """Lanes in which an earlier dropping of pages still waits in the kernel."""
+        self.reading: list[Span] = []
+        """Of reads that wait for a lease, or for rights under it. Their pages are locked and not up to date."""
+        self.writing: list[Span] = []
+        """The same of writes that end within a page. That page is locked and not up to date, or it is up to date and not locked."""
+        self.stuck: asyncio.Future[None] | None = None
+        """While pages are dropped: is done when one of them became pending."""
         self.passed: list[Span] = []
         """What was served meanwhile although the lease's holder did not say so (see `recall`)."""
         self.served: list[Span] | None = None

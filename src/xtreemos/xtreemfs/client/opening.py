@@ -153,14 +153,19 @@ class OpenOps(NameOps):
         work: Callable[[h.Go], Awaitable[T]],
         *,
         span: Span | None = None,
+        writes: bool = False,
         op: Op | None = None,
     ) -> T:
-        """Do `work` under a lease, with true attributes and a capability. `op`: it was begun already."""
+        """Do `work` under a lease, with true attributes and a capability.
+
+        `span`: pages that the kernel keeps locked meanwhile; `writes`: for a write. `op`: it was begun already.
+        """
         client = self.client
         mode = "w" if level == Level.WRITE else "r"
         for attempt in range(TRIES):
-            op = op or session.begin(inode.ino, level, q, span=span)
-            go = await session.ready(op)
+            with client.coherence.pending(inode, span, write=writes):
+                op = op or session.begin(inode.ino, level, q, span=span)
+                go = await session.ready(op)
             missing = client.capability(inode, mode, go.epoch if mode == "w" else 0) is None or inode.layout is None
             # A recall on the heels of the grant has marked the attributes as old; they are true as long as the lease is there.
             fresh = inode.fresh or (inode.true_until_released and session.holder.level(inode.ino) >= level)
@@ -178,13 +183,12 @@ class OpenOps(NameOps):
             else:
                 session.end(op)
             op = None
-            if (
-                client.capability(inode, mode, session.holder.epoch(inode.ino) if mode == "w" else 0) is None
-                or inode.layout is None
-            ):
-                await self.acquire(session, inode.ino, q, level, "")
-            else:
-                await self.fresh_inode(session, inode.ino, q)
+            epoch = session.holder.epoch(inode.ino) if mode == "w" else 0
+            with client.coherence.pending(inode, span, write=writes):
+                if client.capability(inode, mode, epoch) is None or inode.layout is None:
+                    await self.acquire(session, inode.ino, q, level, "")
+                else:
+                    await self.fresh_inode(session, inode.ino, q)
         raise FuseError(errno.EIO)
 
     # ------------------------------------------------------------------------------------------------------------- length

@@ -9,11 +9,13 @@ still ours until the release is sent, and what was served so is dropped in anoth
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import functools
 import logging
 import stat
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from xtreemos.fabric.rpc import Peer
 from xtreemos.xtreemfs import calls, protocol
@@ -28,10 +30,13 @@ from xtreemos.xtreemfs.protocol import Rights
 
 if TYPE_CHECKING:
     from xtreemos.xtreemfs.client.client import Client
+    from xtreemos.xtreemfs.fuse.driver import Session as Kernel
 
 log = logging.getLogger(__name__)
 
 WHOLE: Span = (0, 1 << 62)
+LOCKED_S = 0.1  # a page that the kernel has not dropped by then is locked
+LANES = 3  # threads that give-backs of one inode may keep waiting in the kernel; attributes go by one more, which never waits
 
 
 class Coherence:
@@ -64,10 +69,32 @@ class Coherence:
     def passes(self, session: Session, inode: Inode, span: Span, level: Level) -> bool:
         """Whether a request has to be served now although it would have to wait: its pages are being dropped under a lease that is still ours."""
         spans = inode.invalidating
-        if spans is None or not overlaps(span, spans) or session.holder.level(inode.ino) < level:
+        if spans is None or not overlaps(span, spans):
+            return False
+        if session.holder.level(inode.ino) < level:
             return False
         inode.passed.append(span)
         return True
+
+    @contextlib.contextmanager
+    def pending(self, inode: Inode, span: Span | None, *, write: bool) -> Iterator[None]:
+        """Around what a request waits for that keeps pages locked: they are left out when pages are dropped, also if that has begun."""
+        if span is None:
+            yield
+            return
+        spans = inode.writing if write else inode.reading
+        spans.append(span)
+        if (
+            inode.stuck is not None
+            and not inode.stuck.done()
+            and inode.invalidating is not None
+            and overlaps(span, inode.invalidating)
+        ):
+            inode.stuck.set_result(None)
+        try:
+            yield
+        finally:
+            spans.remove(span)
 
     # ------------------------------------------------------------------------------------------------------ for a session
 
@@ -123,7 +150,7 @@ class Coherence:
                 inode.kernel_names = level >= Level.READ
                 await kernel.increase_epoch()
             if (names or level < Level.READ) and not again:
-                await kernel.invalidate_inode(self._client.node_of(ino), -1, 0)
+                await kernel.invalidate_inode(self._client.node_of(ino), -1, 0, lane=LANES)
             if inode.pages and (level < Level.READ or inode.writers):
                 await self._drop_pages(inode, (inode.served or []) if again else [WHOLE])
         except SessionEnded:
@@ -132,21 +159,55 @@ class Coherence:
             log.error("the kernel does not take back inode %x: %s", ino, failed)  # noqa: TRY400  # no stack tells more
 
     async def _drop_pages(self, inode: Inode, spans: list[Span]) -> None:
-        session = self._client.session_of(inode.ino)
         kernel = self._client.kernel
         node = self._client.node_of(inode.ino)
         assert kernel is not None
         while spans:
-            locked = [op.span for op in session.waiting.get(inode.ino, {}).values() if op.span is not None]
-            spans = without(spans, locked, PAGE_BYTES)
-            inode.invalidating = spans
             try:
-                await asyncio.gather(*(kernel.invalidate_inode(node, a, 0 if b >= WHOLE[1] else b - a) for a, b in spans))
+                await self._drop_spans(kernel, inode, node, spans)
             finally:
                 inode.invalidating = None
             if inode.data is not None and inode.passed:
                 await inode.data.flush()
             spans, inode.passed = inode.passed, []
+
+    async def _drop_spans(self, kernel: Kernel, inode: Inode, node: int, spans: list[Span]) -> None:
+        """Drop these pages, but for those that become pending meanwhile.
+
+        A write that comes while we give back READ waits for its own lease, so for this. If its page is not up to date, the kernel keeps it locked
+        meanwhile, and waits for it, holding up the thread that asked: the rest is dropped through another one. If it is up to date, it is
+        not locked, and has to go. Which it is the kernel does not tell; so such pages are dropped last, and not waited for for long.
+        """
+        while spans:
+            sure = without(without(spans, inode.reading, PAGE_BYTES), inode.writing, PAGE_BYTES)
+            spans = without(spans, [*sure, *inode.reading], PAGE_BYTES) if inode.writing else []
+            undone = await self._drop_some(kernel, inode, node, sure)
+            if undone:
+                spans = [*undone, *spans]
+                continue
+            if spans:
+                await self._drop_some(kernel, inode, node, without(spans, inode.reading, PAGE_BYTES), within_s=LOCKED_S)
+            return
+
+    async def _drop_some(
+        self, kernel: Kernel, inode: Inode, node: int, spans: list[Span], *, within_s: float | None = None
+    ) -> list[Span]:
+        """Drop pages; return them if another request came for some of them meanwhile. With `within_s` it is given up after so long."""
+        free = [lane for lane in range(LANES) if lane not in inode.held_up]
+        lane = free[0] if free else 0
+        inode.invalidating, inode.stuck = spans, asyncio.get_running_loop().create_future()
+        dropped = asyncio.gather(*(kernel.invalidate_inode(node, a, 0 if b >= WHOLE[1] else b - a, lane=lane) for a, b in spans))
+        ends: set[asyncio.Future[Any]] = {dropped}
+        if len(free) > 1 and within_s is None:
+            ends.add(inode.stuck)
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED, timeout=within_s if len(free) > 1 else None)
+        inode.stuck = None
+        if dropped.done():
+            dropped.result()
+            return []
+        inode.held_up.add(lane)
+        dropped.add_done_callback(functools.partial(_late, inode, lane))
+        return spans
 
     def fail_dirty(self, ino: int) -> None:
         """See `coherent.Coherent`."""
@@ -198,7 +259,7 @@ class Coherence:
                 await kernel.increase_epoch()
             for inode in filter(wanted, list(client.inodes)):
                 if inode.lookups:
-                    await kernel.invalidate_inode(client.node_of(inode.ino), -1, 0)
+                    await kernel.invalidate_inode(client.node_of(inode.ino), -1, 0, lane=LANES)
                 if inode.pages:
                     await self._drop_pages(inode, [WHOLE])
         except SessionEnded:
@@ -222,3 +283,10 @@ class Coherence:
         for row in welcome.lost_locks:
             log.warning("a lock on inode %x was given to others while %s was away", row.ino, session.link.label)
             self._client.locks.lose(session.mrc, row)
+
+
+def _late(inode: Inode, lane: int, dropped: asyncio.Future[list[None]]) -> None:
+    """Pages that nobody waits for any more are dropped, or the mount is gone, which is no news."""
+    inode.held_up.discard(lane)
+    if not dropped.cancelled():
+        dropped.exception()

@@ -20,9 +20,9 @@ U64_MASK = (1 << 64) - 1
 Message = tuple[str, int, Sequence[m.Buffer]]  # name, ordering key, parts
 
 
-def inval_inode(nodeid: int, offset: int = 0, length: int = 0) -> Message:
-    """Drop attributes, and pages of the range: `length` 0 to the end, `offset` -1 no pages."""
-    return "invalidate_inode", nodeid, replies.notification(Notify.INVAL_INODE, replies.INVAL_INODE.pack(nodeid, offset, length))
+def inval_inode(nodeid: int, offset: int = 0, length: int = 0, lane: int = 0) -> Message:
+    """Drop attributes, and pages of the range: `length` 0 to the end, `offset` -1 no pages. `lane`: not behind what waits in another lane."""
+    return "invalidate_inode", nodeid + lane, replies.notification(Notify.INVAL_INODE, replies.INVAL_INODE.pack(nodeid, offset, length))
 
 
 def inval_entry(parent: int, name: bytes, *, expire_only: bool = False) -> Message:
@@ -73,8 +73,8 @@ class Notifications:
             raise SessionEnded("the kernel has not opened this file system yet")
         return self._negotiated
 
-    async def invalidate_inode(self, nodeid: int, offset: int = 0, length: int = 0) -> None:
-        await self._notifier.send(*inval_inode(nodeid, offset, length))
+    async def invalidate_inode(self, nodeid: int, offset: int = 0, length: int = 0, *, lane: int = 0) -> None:
+        await self._notifier.send(*inval_inode(nodeid, offset, length, lane))
 
     def invalidate_inode_nowait(self, nodeid: int, offset: int = 0, length: int = 0) -> asyncio.Future[bool]:
         return self._notifier.send_nowait(*inval_inode(nodeid, offset, length))
