@@ -30,10 +30,6 @@ CLOCK_SKEW_NS: Final = 60 * 10**9
 """Times that a client tells as "now" are taken if they are this close to ours, else ours is: make and rsync compare them across nodes."""
 QUOTA_STEP_BYTES: Final = 1 << 30
 """How far a writer may grow one file before it asks again, where there is a quota: what one may use up unseen by others."""
-QUOTA_FIRST_BYTES: Final = 1 << 18
-"""How far it may before it asks for the first time. Not counted, so a volume may be over its quota by this much per file just written."""
-QUOTA_FIRST_PART: Final = 16  # and no more than this part of what is left
-QUOTA_PART: Final = 4  # who asks gets this part of what is left at most, so that there is something for the next
 
 
 class Core:
@@ -154,16 +150,14 @@ class Core:
     def _reserve(self, client: str, inode: Inode) -> int:
         """Return how large a writer may let its file grow, and remember it as taken until it gives the lease back."""
         mine = self.reserved.setdefault(client, {})
-        asks_again = mine.pop(inode.ino, None) is not None
+        mine.pop(inode.ino, None)
         room = self.state.room(inode.volume, inode.uid)
         if room is None:
             return FILE_BYTES_MAX
         taken = sum(size for held in self.reserved.values() for ino, size in held.items() if volume_of(ino) == inode.volume)
-        left = max(0, room.bytes - taken)
-        # Clients keep leases of closed files: a first grant is little and takes nothing from the others, only who asks for more reserves.
-        first = min(QUOTA_FIRST_BYTES, left // QUOTA_FIRST_PART)
-        mine[inode.ino] = min(QUOTA_STEP_BYTES, max(left // QUOTA_PART, min(left, QUOTA_FIRST_BYTES))) if asks_again else 0
-        return inode.size + (mine[inode.ino] or first)
+        step = max(0, min(QUOTA_STEP_BYTES, room.bytes - taken))
+        mine[inode.ino] = step
+        return inode.size + step
 
     def allow(self, client: str, ino: int, rights: int) -> None:
         """Remember rights that were checked at an open."""
