@@ -1,21 +1,18 @@
 """Tickets: a user's signed word that a node may act for them on their files, for a while.
 
-The session's X.509 key signs `xos-files-v1|` + SHA-256 of the encoded `Ticket`; the certificate chain travels with it. An MRC checks
+A ticket is a signed statement (`vo.statement`) under the domain `xos-files-v1|`; its body is the encoded `Ticket`. An MRC checks
 the signature, the chain, revocation, and that the TLS peer is the node named. A ticket for one detached job names any node (`*`),
 since its manager chooses: it outlives the log-out, so of revocations only the user's own ends it.
 
-Pure: the clock's reading and the judge of chains come in. Form of the record: MessagePack array of (ticket, chain of DER, signature).
+Pure: the clock's reading and the judge of chains come in.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from xtreemos.fabric.caller import Caller
@@ -23,13 +20,13 @@ from xtreemos.vo.document import Trust
 from xtreemos.vo.errors import Revoked
 from xtreemos.vo.model import SKEW_S
 from xtreemos.vo.revocation import RevocationSet
+from xtreemos.vo.statement import Statement, check_signature, read_statement, sign_statement
 from xtreemos.vo.x509 import verify_user_x509
 from xtreemos.xtreemfs.errors import TicketRefused
 
 DOMAIN = b"xos-files-v1|"
 ANY_NODE = "*"
 RECORD_BYTES_MAX = 16 * 1024
-CHAIN_MAX = 3
 JOB_LIFE_S = 30 * 86400
 """A detached job that lives longer loses its files; its user submits it again or logs in on its node."""
 
@@ -71,20 +68,9 @@ class Holder(msgspec.Struct, frozen=True):
     job: str = ""
 
 
-class _Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    ticket: bytes
-    chain: list[bytes]
-    signature: bytes
-
-
-def _signed_text(ticket: bytes) -> bytes:
-    return DOMAIN + hashlib.sha256(ticket).digest()
-
-
 def sign_ticket(ticket: Ticket, chain_der: Sequence[bytes], key: ec.EllipticCurvePrivateKey) -> bytes:
     """Return the record of `ticket` signed by the session's key."""
-    body = msgspec.msgpack.encode(ticket)
-    return msgspec.msgpack.encode(_Record(body, list(chain_der), key.sign(_signed_text(body), ec.ECDSA(hashes.SHA256()))))
+    return sign_statement(DOMAIN, msgspec.msgpack.encode(ticket), chain_der, key)
 
 
 def peek_ticket(record: bytes) -> Ticket:
@@ -118,7 +104,7 @@ def verify_ticket(record: bytes, *, vo: str, node: str, now_s: float, verify_cha
     """
     opened, ticket = _open(record)
     caller, ends_at = verify_chain(opened.chain, ticket.issued_at if ticket.job else int(now_s), not ticket.job)
-    _check_signature(opened)
+    check_signature(opened, DOMAIN, what="ticket", refuse=TicketRefused)
     if caller.kind != "user" or (caller.vo, caller.name) != (ticket.vo, ticket.user):
         raise TicketRefused(f"{caller} signed a ticket of {ticket.user[:40]}@{ticket.vo[:40]}")
     if ticket.vo != vo:
@@ -132,27 +118,9 @@ def verify_ticket(record: bytes, *, vo: str, node: str, now_s: float, verify_cha
     return Holder(caller.name, caller.vo, caller.roles, expires_at, caller.sid, ticket.job)
 
 
-def _open(record: bytes) -> tuple[_Record, Ticket]:
-    if len(record) > RECORD_BYTES_MAX:
-        raise TicketRefused("the ticket is too large")
+def _open(record: bytes) -> tuple[Statement, Ticket]:
+    statement = read_statement(record, what="ticket", bytes_max=RECORD_BYTES_MAX, refuse=TicketRefused)
     try:
-        opened = msgspec.msgpack.decode(record, type=_Record)
-        ticket = msgspec.msgpack.decode(opened.ticket, type=Ticket)
+        return statement, msgspec.msgpack.decode(statement.body, type=Ticket)
     except (msgspec.MsgspecError, ValueError) as error:
         raise TicketRefused("the ticket cannot be read") from error
-    if not 1 <= len(opened.chain) <= CHAIN_MAX:
-        raise TicketRefused("the ticket carries no certificate")
-    return opened, ticket
-
-
-def _check_signature(opened: _Record) -> None:
-    try:
-        key = x509.load_der_x509_certificate(opened.chain[0]).public_key()
-    except ValueError as error:
-        raise TicketRefused("the ticket's certificate cannot be read") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise TicketRefused("the ticket is signed by an unknown kind of key")
-    try:
-        key.verify(opened.signature, _signed_text(opened.ticket), ec.ECDSA(hashes.SHA256()))
-    except InvalidSignature as error:
-        raise TicketRefused("the ticket was changed after it was signed") from error
