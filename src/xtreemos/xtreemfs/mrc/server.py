@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
@@ -13,15 +12,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from xtreemos.errors import PermissionRefused, XosError
-from xtreemos.fabric import rpc
 from xtreemos.fabric.rpc import Handler, ServerCall
 from xtreemos.foundation.files import write_atomically
-from xtreemos.vo.admission import Admission
+from xtreemos.foundation.repeats import Repeats
 from xtreemos.vo.audit import Audit, AuditRecord
-from xtreemos.vo.tls import Gate, Identity
 from xtreemos.xtreemfs.capability import Signer
-from xtreemos.xtreemfs.credential import CredentialFolder
 from xtreemos.xtreemfs.directory import Directory
+from xtreemos.xtreemfs.doors import Doors, run_until
 from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.lease import locks
 from xtreemos.xtreemfs.lease import table_model as table
@@ -43,11 +40,9 @@ from xtreemos.xtreemfs.mrc.worker import Worker
 from xtreemos.xtreemfs.protocol import LockRow
 from xtreemos.xtreemfs.striping import OsdConnections
 from xtreemos.xtreemfs.ticket import chain_judge, verify_ticket
-from xtreemos.xtreemfs.withdrawn import Withdrawn
 
 log = logging.getLogger(__name__)
 
-CREDENTIAL_LOOK_S: Final = 5.0
 TELL_S: Final = 5.0  # between tries to tell the directory what it does not know yet
 AUDITED_MAX: Final = 256
 AUDIT_AGAIN_S: Final = 60.0
@@ -72,18 +67,12 @@ class Refusals:
     def __init__(self, audit: Audit, vo: str) -> None:
         self._audit = audit
         self._vo = vo
-        self._told: dict[tuple[str, str, str], float] = {}
+        self._told = Repeats(again_s=AUDIT_AGAIN_S, most=AUDITED_MAX)
 
     def __call__(self, who: str, what: str, why: str) -> None:
         """Write a refusal down."""
-        now = time.monotonic()
-        key = (who, what, why)
-        if now - self._told.get(key, -AUDIT_AGAIN_S) < AUDIT_AGAIN_S:
-            return
-        while len(self._told) >= AUDITED_MAX:
-            del self._told[next(iter(self._told))]
-        self._told[key] = now
-        self._audit.append(AuditRecord(at=int(time.time()), vo=self._vo, who=who, what=what, allowed=False, why=why))
+        if not self._told.is_repeat((who, what, why), time.monotonic()):
+            self._audit.append(AuditRecord(at=int(time.time()), vo=self._vo, who=who, what=what, allowed=False, why=why))
 
 
 def load_signer(folder: Path) -> Signer:
@@ -127,19 +116,23 @@ class Server:
         self.audit = Audit(options.folder / "audit.jsonl")
         self._refuse = Refusals(self.audit, directory.vo)
         self.signer = load_signer(options.folder)
-        self._credential = CredentialFolder(options.credential) if options.credential is not None else None
-        self._gate = Gate()
-        self._servers: list[rpc.Server] = []
-        self._withdrawn = Withdrawn(self._servers, self._was_withdrawn)
+        self._doors = Doors(
+            directory,
+            self.audit,
+            socket=options.socket,
+            listen=options.listen,
+            credential=options.credential,
+            on_withdrawn=self._was_withdrawn,
+        )
         self._started_s = time.time()
         self.broken: asyncio.Future[XosError] = asyncio.get_running_loop().create_future()
         """Done when the disk failed: the process must end."""
-        self._wire(verify or (self._verify if self._credential is not None else None))
+        self._wire(verify or (self._verify if self._doors.has_identity else None))
 
     def _wire(self, verify: VerifyTicket | None) -> None:
         store, directory = self.store, self._directory
         self.journal = Journal(store, self._on_broken)
-        self.worker = Worker(Osds(OsdConnections(directory, self._identity if self._credential is not None else None)))
+        self.worker = Worker(Osds(OsdConnections(directory, self._doors.identity if self._doors.has_identity else None)))
         epoch = schema.unpack64(store.kv.get(schema.EPOCH) or bytes(8))
         reading = Reading(store.kv, store.seq)
         sessions = [row.client for row in reading.sessions()]
@@ -201,38 +194,18 @@ class Server:
     # -- tickets, keys, connections --------------------------------------------------------------------------------------
 
     def _verify(self, ticket: bytes, node: str) -> Ticketed:
-        assert self._credential is not None
-        trust = self._credential.identity.trust
-        judge = chain_judge(lambda: trust, self._withdrawn.known)
+        judge = chain_judge(lambda: self._doors.identity().trust, self._doors.revoked)
         return verify_ticket(ticket, vo=self._directory.vo, node=node, now_s=time.time(), verify_chain=judge)
 
     def _was_withdrawn(self, kind: str, name: str) -> None:
         self.actors.judge_again(kind, name)
 
-    def _identity(self) -> Identity:
-        assert self._credential is not None
-        return self._credential.identity
-
     # -- life ------------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Listen, and stand in the directory if it can be reached."""
-        handlers = self.handlers()
-        self._withdrawn.take(self._directory.state)
-        self._directory.on_change(self._withdrawn.take)
-        if self._options.listen and self._credential is not None:
-            self._take_identity()
-            host, _colon, port = self._options.listen.rpartition(":")
-            self._servers.append(
-                await rpc.serve_tls(host.strip("[]"), int(port), self._gate.context, handlers, self._gate.identify)
-            )
-        self._servers.append(await rpc.serve_unix(self._options.socket, handlers, mode=0o600, allowed_uid=0))
+        await self._doors.open(self.handlers())
         await self._tell()
-
-    def _take_identity(self) -> None:
-        assert self._credential is not None
-        identity = self._credential.identity
-        self._gate.set_identity(identity, Admission(identity.trust, self._withdrawn.known, self.audit, time.time))
 
     def record(self) -> MrcRecord:
         """Our record for the directory."""
@@ -256,6 +229,7 @@ class Server:
             tasks.create_task(self._directory.run(), name="directory")
             tasks.create_task(self.worker.run(), name="worker")
             tasks.create_task(self._telling(), name="telling")
+            tasks.create_task(self._doors.follow_credential(), name="credential")
             tasks.create_task(self._breaking(), name="breaking")
 
     async def _breaking(self) -> None:
@@ -264,14 +238,11 @@ class Server:
     async def _telling(self) -> None:
         while True:
             await asyncio.sleep(TELL_S)
-            if self._credential is not None and self._credential.look():
-                self._take_identity()
             await self._tell()
 
     async def close(self) -> None:
         """Serve no more; commit and close everything."""
-        for server in self._servers:
-            await server.close()
+        await self._doors.close()
         await self.worker.close()
         self.journal.close()
         self.audit.close()
@@ -311,12 +282,6 @@ async def serve(options: Options, directory: Directory, stop: asyncio.Event) -> 
     server = Server(options, directory)
     try:
         await server.start()
-        running = asyncio.create_task(server.run())
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
+        await run_until(server.run(), stop)
     finally:
         await server.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -14,14 +13,11 @@ from typing import Any
 import msgspec
 
 from xtreemos.errors import XosError
-from xtreemos.fabric import rpc
 from xtreemos.fabric.rpc import Handler, ServerCall
-from xtreemos.vo.admission import Admission
 from xtreemos.vo.audit import Audit
-from xtreemos.vo.tls import Gate
 from xtreemos.xtreemfs.calls import message_of
-from xtreemos.xtreemfs.credential import CredentialFolder
 from xtreemos.xtreemfs.directory import Directory
+from xtreemos.xtreemfs.doors import Doors, run_until
 from xtreemos.xtreemfs.errors import CapabilityRefused
 from xtreemos.xtreemfs.model import OSD_BEAT_S, OsdRecord
 from xtreemos.xtreemfs.osd.disks import Disks
@@ -32,11 +28,9 @@ from xtreemos.xtreemfs.osd.service import Service
 from xtreemos.xtreemfs.osd.space import Space
 from xtreemos.xtreemfs.osd.store import Store
 from xtreemos.xtreemfs.protocol import OsdScrub
-from xtreemos.xtreemfs.withdrawn import Withdrawn
 
 log = logging.getLogger(__name__)
 
-CREDENTIAL_LOOK_S = 5.0
 SCRUB_EVENTS_S = 0.2
 BOOT_FILE = Path("/proc/sys/kernel/random/boot_id")
 
@@ -68,10 +62,7 @@ class Server:
         self.service = Service(self.store, lending, directory, self.audit, single=not options.listen, now=time.time)
         self.service.status = self._status
         self.keeper = Keeper(self.store, lending, lambda: self.service.last_request_s)
-        self._credential = CredentialFolder(options.credential) if options.credential is not None else None
-        self._gate = Gate()
-        self._servers: list[rpc.Server] = []
-        self._withdrawn = Withdrawn(self._servers)
+        self._doors = Doors(directory, self.audit, socket=options.socket, listen=options.listen, credential=options.credential)
         self._address = options.address or options.listen
 
     def handlers(self) -> dict[str, Handler]:
@@ -80,22 +71,8 @@ class Server:
 
     async def start(self) -> None:
         """Listen, and stand in the directory if it can be reached."""
-        handlers = self.handlers()
-        self._withdrawn.take(self._directory.state)
-        self._directory.on_change(self._withdrawn.take)
-        self._servers.append(await rpc.serve_unix(self._options.socket, handlers, mode=0o600, allowed_uid=0))
-        if self._options.listen and self._credential is not None:
-            self._take_identity()
-            host, _colon, port = self._options.listen.rpartition(":")
-            self._servers.append(
-                await rpc.serve_tls(host.strip("[]"), int(port), self._gate.context, handlers, self._gate.identify)
-            )
+        await self._doors.open(self.handlers())
         await self._beat()
-
-    def _take_identity(self) -> None:
-        assert self._credential is not None
-        identity = self._credential.identity
-        self._gate.set_identity(identity, Admission(identity.trust, self._withdrawn.known, self.audit, time.time))
 
     async def run(self) -> None:
         """Keep house, beat, follow the directory and the credential; for ever."""
@@ -103,13 +80,11 @@ class Server:
             tasks.create_task(self._directory.run(), name="directory")
             tasks.create_task(self.keeper.run(), name="keeper")
             tasks.create_task(self._beats(), name="beats")
-            if self._credential is not None:
-                tasks.create_task(self._credentials(), name="credentials")
+            tasks.create_task(self._doors.follow_credential(), name="credential")
 
     async def close(self) -> None:
         """Serve no more; sync and close everything."""
-        for server in self._servers:
-            await server.close()
+        await self._doors.close()
         await self.store.close()
         self._disks.close()
         self.audit.close()
@@ -154,13 +129,6 @@ class Server:
                     told = state
                     break
             await self._beat()
-
-    async def _credentials(self) -> None:
-        assert self._credential is not None
-        while True:
-            await asyncio.sleep(CREDENTIAL_LOOK_S)
-            if self._credential.look():
-                self._take_identity()
 
     def _status(self) -> dict[str, Any]:
         record = self.record()
@@ -218,14 +186,8 @@ class Server:
 async def serve(options: Options, directory: Directory, stop: asyncio.Event) -> None:
     """Run one OSD until `stop`; everything is synced when it returns."""
     server = Server(options, directory)
-    await server.start()
-    running = asyncio.create_task(server.run())
-    stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+        await server.start()
+        await run_until(server.run(), stop)
     finally:
-        stopping.cancel()
-        running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
         await server.close()

@@ -17,6 +17,7 @@ import msgspec
 
 from xtreemos.fabric.caller import Caller
 from xtreemos.fabric.rpc import Attached, Handler, ServerCall
+from xtreemos.foundation.repeats import Repeats
 from xtreemos.vo.audit import Audit, AuditRecord
 from xtreemos.xtreemfs.calls import message_of
 from xtreemos.xtreemfs.capability import Fence, Verifier, check_fence, check_rights
@@ -70,7 +71,7 @@ class Service:
         self._single = single
         self._now = now
         self._running = asyncio.Semaphore(RUNNING_MAX)
-        self._audited: dict[tuple[str, str, str], float] = {}
+        self._audited = Repeats(again_s=AUDIT_AGAIN_S, most=AUDITED_MAX)
         self.counters: dict[str, int] = {}
         self.last_request_s = 0.0
         self.status: Callable[[], dict[str, Any]] = dict
@@ -127,11 +128,8 @@ class Service:
         """Audit a refusal; durable before it is told."""
         key = (str(caller), what, re.sub(r"\d+", "#", why)[:80])
         now = self._now()
-        if now - self._audited.get(key, -AUDIT_AGAIN_S) < AUDIT_AGAIN_S:
+        if self._audited.is_repeat(key, now):
             return
-        if len(self._audited) >= AUDITED_MAX:
-            self._audited.clear()
-        self._audited[key] = now
         record = AuditRecord(at=int(now), vo=self._directory.vo, who=str(caller), what=what, allowed=False, why=why)
         await self._audit.write(record)
 

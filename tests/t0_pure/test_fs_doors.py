@@ -7,7 +7,7 @@ import pytest
 from xtreemos.fabric.caller import Caller
 from xtreemos.vo.model import Revocation
 from xtreemos.xtreemfs.directory import State
-from xtreemos.xtreemfs.withdrawn import Withdrawn
+from xtreemos.xtreemfs.doors import Withdrawn
 
 
 class Peer:
