@@ -18,7 +18,7 @@ from xtreemos.errors import RemoteError, Unreachable, XosError
 from xtreemos.fabric import rpc
 from xtreemos.foundation.frames import Kind
 from xtreemos.vo.model import PublicUser
-from xtreemos.xtreemfs.directory import AnyRecord, State, key_of, with_record
+from xtreemos.xtreemfs.directory import AnyRecord, Directory, FolderDirectory, State, key_of, with_record
 
 log = logging.getLogger(__name__)
 
@@ -108,3 +108,10 @@ def applied(state: State, key: str, value: Any) -> State:
     except msgspec.MsgspecError:
         log.warning("directory: the record %s cannot be read", key)
         return state
+
+
+def open_directory(path: Path, *, vo: str, node: str) -> Directory:
+    """Return the directory behind `path`: xosd's socket (`*.sock`), or a folder of records where there is no grid."""
+    if path.suffix == ".sock":
+        return NodeDirectory(path, vo=vo, node=node)
+    return FolderDirectory(path, vo=vo, node=node)

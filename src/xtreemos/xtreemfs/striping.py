@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -21,12 +20,12 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from xtreemos.errors import Unreachable, XosError
 from xtreemos.fabric import rpc
 from xtreemos.fabric.rpc import ConnectionLost, NoConnection, Peer
-from xtreemos.vo.tls import Identity, client_context, identify_node
-from xtreemos.vo.x509 import vo_dns
+from xtreemos.vo.tls import Identity
 from xtreemos.xtreemfs.calls import answer_of, params
+from xtreemos.xtreemfs.dialing import dial_tls
 from xtreemos.xtreemfs.directory import Directory
 from xtreemos.xtreemfs.errors import FsError, errno_of
-from xtreemos.xtreemfs.model import Layout, OsdRecord, Piece
+from xtreemos.xtreemfs.model import Layout, Piece
 from xtreemos.xtreemfs.osd.blocks import sums_of
 from xtreemos.xtreemfs.protocol import (
     OsdAllocate,
@@ -49,7 +48,6 @@ REQUEST_BYTES = 1 << 20
 """Of one request: large enough that its fixed cost does not count, small enough that four are under way in an object."""
 IN_FLIGHT_MAX = 4
 CALL_S = 30.0
-CONNECT_S = 5.0
 BAD_SUM_TRIES = 2
 
 RightsNow = Callable[[], Rights]
@@ -99,21 +97,9 @@ class OsdConnections:
             raise FsError(errno.EHOSTUNREACH, f"the directory knows no OSD on {node}", "see `xos fs osds`")
         if record.socket and (node == self._directory.node or not record.address):
             return await rpc.connect_unix(Path(record.socket))
-        return await self._make_tls(record)
-
-    async def _make_tls(self, record: OsdRecord) -> Peer:
         if self._identity is None:
-            raise FsError(errno.EHOSTUNREACH, f"the OSD on {record.node} is on another node, and this process has no certificate")
-        identity = self._identity()
-        host, _colon, port = record.address.rpartition(":")
-        return await rpc.connect_tls(
-            host.strip("[]"),
-            int(port),
-            client_context(identity.trust, identity),
-            vo_dns(identity.trust.vo),
-            identify=identify_node(identity.trust, time.time, record.node),
-            timeout_s=CONNECT_S,
-        )
+            raise FsError(errno.EHOSTUNREACH, f"the OSD on {node} is on another node, and this process has no certificate")
+        return await dial_tls(record, self._identity())
 
     async def close(self) -> None:
         """End all connections."""

@@ -7,7 +7,6 @@ import asyncio
 import logging
 import signal
 import sys
-import time
 from pathlib import Path
 
 import uvloop
@@ -15,8 +14,6 @@ import uvloop
 from xtreemos.errors import Unreachable, UsageError, XosError
 from xtreemos.fabric import rpc
 from xtreemos.fabric.rpc import Peer
-from xtreemos.vo.tls import client_context, identify_node
-from xtreemos.vo.x509 import vo_dns
 from xtreemos.xtreemfs.client.actors import Identities, PlainIdentities
 from xtreemos.xtreemfs.client.client import Client
 from xtreemos.xtreemfs.client.control import Control
@@ -26,13 +23,14 @@ from xtreemos.xtreemfs.client.gate import Gate
 from xtreemos.xtreemfs.client.operations import Operations
 from xtreemos.xtreemfs.client.osds import Dialer
 from xtreemos.xtreemfs.credential import CredentialFolder
-from xtreemos.xtreemfs.directory import Directory, FolderDirectory
+from xtreemos.xtreemfs.dialing import dial_tls
+from xtreemos.xtreemfs.directory import Directory
 from xtreemos.xtreemfs.errors import VolumeUnknown
 from xtreemos.xtreemfs.fuse.errors import MountFailed
 from xtreemos.xtreemfs.fuse.mounting import Mount, mount
 from xtreemos.xtreemfs.fuse.options import MountOptions
 from xtreemos.xtreemfs.model import MrcRecord, OsdRecord
-from xtreemos.xtreemfs.nodedirectory import NodeDirectory
+from xtreemos.xtreemfs.nodedirectory import open_directory
 from xtreemos.xtreemfs.nodeidentities import NodeIdentities, OwnerRoot
 
 log = logging.getLogger(__name__)
@@ -71,13 +69,9 @@ def make_dialer(node: str, credential: CredentialFolder | None) -> Dialer:
     async def dial(record: MrcRecord | OsdRecord) -> Peer:
         if record.socket and (record.node == node or credential is None):
             return await rpc.connect_unix(Path(record.socket))
-        host, _colon, port = record.address.rpartition(":")
-        if credential is None or not host:
+        if credential is None or not record.address:
             raise Unreachable(f"there is no way from here to node {record.node}", "does this mount have a credential?")
-        identity = credential.identity
-        who = identify_node(identity.trust, time.time, record.node)
-        context = client_context(identity.trust, identity)
-        return await rpc.connect_tls(host.strip("[]"), int(port), context, vo_dns(identity.trust.vo), identify=who)
+        return await dial_tls(record, credential.identity)
 
     return dial
 
@@ -108,11 +102,7 @@ async def _main(found: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    directory: Directory
-    if found.directory.suffix == ".sock":
-        directory = NodeDirectory(found.directory, vo=found.vo, node=found.node)
-    else:
-        directory = FolderDirectory(found.directory, vo=found.vo, node=found.node)
+    directory = open_directory(found.directory, vo=found.vo, node=found.node)
     following = asyncio.create_task(directory.run())
     try:
         if found.volume:

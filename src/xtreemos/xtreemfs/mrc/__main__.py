@@ -12,9 +12,8 @@ from pathlib import Path
 import uvloop
 
 from xtreemos.errors import XosError
-from xtreemos.xtreemfs.directory import Directory, FolderDirectory
 from xtreemos.xtreemfs.mrc.server import Options, serve
-from xtreemos.xtreemfs.nodedirectory import NodeDirectory
+from xtreemos.xtreemfs.nodedirectory import open_directory
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +25,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--vo", required=True)
     parser.add_argument("--node", required=True, help="name of this node in the VO")
     parser.add_argument("--folder", required=True, type=Path, help="folder for the store, its log, the signing key and the audit")
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument(
-        "--directory", type=Path, help="a folder of records, for a file system without a grid; or xosd's socket (*.sock)"
+    parser.add_argument(
+        "--directory", required=True, type=Path, help="xosd's socket (*.sock), or a folder of records without a grid"
     )
-    where.add_argument("--xosd", type=Path, help="xosd's socket")
     parser.add_argument("--socket", required=True, type=Path, help="Unix socket for root of this node")
     parser.add_argument("--listen", default="", metavar="HOST:PORT", help="TLS for other nodes; without it there are no tickets")
     parser.add_argument("--address", default="", metavar="HOST:PORT", help="where others reach --listen, if not there")
@@ -45,12 +42,7 @@ async def _main(found: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    socket = found.xosd or (found.directory if found.directory.suffix == ".sock" else None)
-    directory: Directory
-    if socket is not None:
-        directory = NodeDirectory(socket, vo=found.vo, node=found.node)
-    else:
-        directory = FolderDirectory(found.directory, vo=found.vo, node=found.node)
+    directory = open_directory(found.directory, vo=found.vo, node=found.node)
     options = Options(found.folder, found.socket, found.listen, found.address, found.credential)
     await serve(options, directory, stop)
 

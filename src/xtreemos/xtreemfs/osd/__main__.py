@@ -13,8 +13,7 @@ from pathlib import Path
 import uvloop
 
 from xtreemos.errors import XosError
-from xtreemos.xtreemfs.directory import Directory, FolderDirectory
-from xtreemos.xtreemfs.nodedirectory import NodeDirectory
+from xtreemos.xtreemfs.nodedirectory import open_directory
 from xtreemos.xtreemfs.osd.server import Options, serve
 from xtreemos.xtreemfs.osd.store import OPEN_MAX
 
@@ -45,11 +44,7 @@ async def _main(found: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    directory: Directory
-    if found.directory.suffix == ".sock":
-        directory = NodeDirectory(found.directory, vo=found.vo, node=found.node)
-    else:
-        directory = FolderDirectory(found.directory, vo=found.vo, node=found.node)
+    directory = open_directory(found.directory, vo=found.vo, node=found.node)
     options = Options(
         disks=found.disk,
         socket=found.socket,
