@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xtreemos.aem.agent.sshagent import snippet
-from xtreemos.aem.agent.sshwire import FAILURE, Identity, answer, is_login, text
+from xtreemos.aem.agent.sshwire import FAILURE, Identity, answer, destination, is_login, text
 from xtreemos.node.sshd import configuration
 
 CERTIFICATE = text(b"ssh-ed25519-cert-v01@openssh.com") + b"rest of it"
@@ -50,6 +50,19 @@ def test_a_log_in_of_the_user_is_signed_by_the_key():
 def test_anything_else_is_not_signed(data):
     assert not is_login(data, ME)
     assert sign(data) == FAILURE
+
+
+def test_the_host_that_a_log_in_goes_to_is_told_of_that_request_only():
+    def asked(data: bytes, blob: bytes = CERTIFICATE) -> bytes | None:
+        return destination(b"\x0d" + text(blob) + text(data) + struct.pack(">I", 0), ME)
+
+    bound = {"method": b"publickey-hostbound-v00@openssh.com", "tail": text(b"host key")}
+    assert asked(login(**bound)) == b"host key"
+    assert asked(login()) is None
+    assert asked(login(user=b"bob.demo", **bound)) is None
+    assert asked(login(**bound), blob=b"another") is None
+    assert destination(b"\x0b", ME) is None
+    assert destination(b"", ME) is None
 
 
 def test_another_key_is_not_signed_with():

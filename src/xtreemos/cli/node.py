@@ -58,7 +58,7 @@ def up(
         if not start.is_node(paths):
             start.found(paths, name or host_name(), address or own_address(), grid_name)
             print(f"founded grid {grid_name} on {name or host_name()}; make a VO next: xos vo create NAME --admin USER")
-        start.set_files(paths, files_kind(files), storage_bytes(storage))
+        start.set_files(paths, start.Gives(files_kind(files), storage_bytes(storage)))
         status = start.up(paths, restart=restart)
         print(f"node {status['node']} is up ({status['address']})")
 

@@ -42,7 +42,6 @@ class Admin:
             "vo.joined": self._vo_joined,
             "leave": self._leave,
             "audit.noted": self._audit_noted,
-            "fs.account": self._account,
         }
         table |= self.node.dir.local_methods()
         return {name: guarded(root, handler) for name, handler in table.items()}
@@ -105,18 +104,6 @@ class Admin:
             await node.open_vo(load_grid(node.paths.dir).entry(vo))
             await node.jobs.tell_jobd_again()
         return {"vo": vo}
-
-    async def _account(self, call: ServerCall) -> Any:
-        """Tell the local uid of a member (`user`), or whose account a uid is (`uid`; user "" for nobody's of this VO)."""
-        node, vo = self.node, check_vo(str(call.params.get("vo")))
-        if "uid" in call.params:
-            account = node.accounts.by_uid(int(call.params["uid"]))
-            return {"user": account.user if account is not None and account.vo == vo else ""}
-        user = check_user(str(call.params.get("user")))
-        runtime = node.vos.get(vo)
-        if runtime is None or (user not in runtime.users and node.accounts.find(user, vo) is None):
-            raise NotFound(f"{user} is no member of VO {vo}", "see `xos vo members`")
-        return {"uid": node.accounts.uid_for(user, vo)}
 
     async def _audit_noted(self, call: ServerCall) -> Any:
         """Tell what the VO has noted of this node's audit: `{count, hash}`, or nil."""

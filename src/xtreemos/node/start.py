@@ -105,10 +105,10 @@ class Gives:
 _NOTHING = Gives()
 
 
-def set_files(paths: NodePaths, files: Literal["grid", "local"] | None, storage_bytes: int | None) -> None:
+def set_files(paths: NodePaths, gives: Gives) -> None:
     """Write the owner's decision; `up` carries it out. Where homes are is looked at when xosd starts, so it starts again if that changed."""
     before = load_node(paths)
-    after = _with_gives(paths, before, Gives(files, storage_bytes))
+    after = _with_gives(paths, before, gives)
     save_node(paths, after)
     if after.files != before.files:
         _end_xosd(paths)

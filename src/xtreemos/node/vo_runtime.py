@@ -256,12 +256,20 @@ class VoRuntime:
         except msgspec.MsgspecError:
             log.warning("VO %s: the record %s cannot be read", self.vo, event.key)
 
+    def core(self) -> CdaClient:
+        """Return the way to the VO's core nodes, as this node and with what it knows of them now."""
+        return CdaClient(self.issued.trust, self.entry.endpoints, lambda: self.issued.identity)
+
     async def ask_cda(self, method: str, params: Mapping[str, Any]) -> Any:
         """Call a method of the VO's CDA, on any core node, as this node; raises XosError."""
-        return await CdaClient(self.issued.trust, self.entry.endpoints, lambda: self.issued.identity).call(method, params)
+        return await self.core().call(method, params)
+
+    async def ask_core(self, method: str, params: Mapping[str, Any]) -> Any:
+        """Call a method that core nodes have, on any of them, as this node; raises XosError."""
+        return await self.core().ask(method, params, timeout_s=ASK_CORE_S)
 
     async def _renew_for_ever(self) -> None:
-        client = CdaClient(self.issued.trust, self.entry.endpoints, lambda: self.issued.identity)
+        client = self.core()
         while True:
             made = self.issued.credentials
             await asyncio.sleep(max(1.0, made.issued_at + (made.expires_at - made.issued_at) * RENEW_NODE_AT - time.time()))
@@ -277,15 +285,6 @@ class VoRuntime:
                 self.fabric.renew()
             if self.on_renewed is not None:
                 self.on_renewed()
-
-    async def ask_core(self, method: str, params: Mapping[str, Any]) -> Any:
-        """Call a method of a core node as this node. Raises Unreachable or what it answered."""
-        client = CdaClient(self.issued.trust, self.entry.endpoints, lambda: self.issued.identity)
-        peer = await client.connect()
-        try:
-            return await peer.call(method, dict(params), timeout_s=ASK_CORE_S)
-        finally:
-            peer.close()
 
     async def close(self) -> None:
         """End the connection."""

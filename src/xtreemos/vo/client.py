@@ -67,10 +67,14 @@ class CdaClient:
         raise last
 
     async def call(self, method: str, params: Mapping[str, Any] | None = None) -> Any:
-        """Make one call on a connection of its own."""
+        """Make one call of the CDA on a connection of its own."""
+        return await self.ask(f"cda.{method}", params)
+
+    async def ask(self, method: str, params: Mapping[str, Any] | None = None, *, timeout_s: float = CALL_S) -> Any:
+        """Call any method of a core node on a connection of its own. Raises Unreachable or what it answered."""
         peer = await self.connect()
         try:
-            return await peer.call(f"cda.{method}", dict(params or {}), timeout_s=CALL_S)
+            return await peer.call(method, dict(params or {}), timeout_s=timeout_s)
         finally:
             peer.close()
 

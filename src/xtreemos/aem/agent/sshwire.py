@@ -75,36 +75,30 @@ def destination(message: bytes, identity: Identity) -> bytes | None:
         reader = _Reader(message)
         if reader.take(1)[0] != _SIGN or reader.string() != identity.certificate:
             return None
-        data = reader.string()
-        if not is_login(data, identity):
-            return None
-        reader = _Reader(data)
-        reader.string()
-        reader.take(1)
-        _user, _service, method = reader.string(), reader.string(), reader.string()
-        if method != _METHODS[1]:
-            return None
-        reader.take(1)
-        reader.string()
-        reader.string()
-        return reader.string()
+        return _host_of_login(reader.string(), identity) or None
     except _Cut:
         return None
 
 
 def is_login(data: bytes, identity: Identity) -> bool:
     """Tell whether `data` asks, as RFC 4252 has it, to log in as the identity's user by its certificate, and nothing else."""
+    return _host_of_login(data, identity) is not None
+
+
+def _host_of_login(data: bytes, identity: Identity) -> bytes | None:
+    """Return the host key in a request to log in, b"" if its method names none; None if `data` is anything else."""
     reader = _Reader(data)
+    host_key = b""
     try:
         session = reader.string()
         head = reader.take(1)
         user, service, method = reader.string(), reader.string(), reader.string()
         signed, algorithm, blob = reader.take(1), reader.string(), reader.string()
         if method == _METHODS[1]:
-            reader.string()  # the host key, which the client checked
+            host_key = reader.string()  # which the client checked
     except _Cut:
-        return False
-    return (
+        return None
+    wanted = (
         len(session) in _SESSION_BYTES
         and head == _USERAUTH_REQUEST
         and user == identity.user.encode()
@@ -115,3 +109,4 @@ def is_login(data: bytes, identity: Identity) -> bool:
         and blob == identity.certificate
         and not reader.rest
     )
+    return host_key if wanted else None
