@@ -369,3 +369,31 @@ def test_thousands_of_scattered_pieces_are_written_and_seen_elsewhere(two):
     data = (there / "f").read_bytes()
     assert all(int.from_bytes(data[at : at + 4], "big") == at // stride for at in range(0, len(data), stride))
     assert data.count(0) > len(data) - 4 * count
+
+
+def test_a_writer_that_was_promised_nothing_asks_again_before_it_says_that_the_quota_is_used_up():
+    with FsGrid(mounts=2, policy=VolumePolicy(quota_bytes=4 << 20)) as grid:
+        one, two = grid.paths
+        first = os.open(one / "first", os.O_CREAT | os.O_WRONLY)  # all that is left is promised to it
+        second = os.open(two / "second", os.O_CREAT | os.O_WRONLY)
+        with pytest.raises(OSError, match="quota"):
+            os.write(second, bytes(4096))
+        os.close(first)
+        (one / "first").unlink()
+        wait_for(lambda: _writes(second), "what the first gave back is there for the second")
+        os.ftruncate(second, 2 << 20)
+        os.posix_fallocate(second, 0, 3 << 20)
+        os.fsync(second)
+        assert (two / "second").stat().st_size == 3 << 20
+        with pytest.raises(OSError, match="quota"):
+            os.ftruncate(second, 5 << 20)
+        os.close(second)
+
+
+def _writes(fd):
+    try:
+        return os.write(fd, bytes(4096))
+    except OSError as error:
+        if error.errno != errno.EDQUOT:
+            raise
+        return 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Literal, TypeVar
+from collections.abc import Awaitable
+from typing import Literal, TypeVar
 
 from xtreemos.xtreemfs.client.base import FileHandle
 from xtreemos.xtreemfs.client.data import FileData, note_write
@@ -99,8 +99,8 @@ class FileOps(OpenOps):
         client = self.client
         session = client.session_of(inode.ino)
         if inode.fresh and session.can(inode.ino, Level.WRITE) and not client.store.is_full and not (handle.append and inode.pages):
-            capability = inode.capabilities.get("w")
-            if client.capability(inode, "w", session.holder.epoch(inode.ino)) is not None and capability is not None:
+            able = client.capability(inode, "w", session.holder.epoch(inode.ino)) is not None
+            if able and inode.may_reach(_place_of(inode, q) + len(q.data)):  # else the MRC is asked for more room
                 if inode.dirty_told:
                     return self._write_now(handle, inode, q)
                 op = session.begin(inode.ino, Level.WRITE, q)
@@ -115,13 +115,11 @@ class FileOps(OpenOps):
 
     def _write_now(self, handle: FileHandle, inode: Inode, q: m.Write) -> int:
         """Take bytes under the WRITE lease."""
-        appends = q.flags & os.O_APPEND and not q.write_flags & c.WRITE_CACHE  # of now: fcntl may have changed it since the open
-        offset = inode.size if appends else q.offset
+        offset = _place_of(inode, q)
         end = offset + len(q.data)
         if end > FILE_BYTES_MAX:
             raise FuseError(errno.EFBIG)
-        capability = inode.capabilities.get("w")
-        if capability is not None and capability[1].quota_bytes < end and end > inode.size:
+        if not inode.may_reach(end):
             raise FuseError(errno.EDQUOT)
         self.client.data_of(inode).write(offset, q.data)
         note_write(inode, end, time.time_ns(), kill_suid=bool(q.write_flags & c.WRITE_KILL_SUIDGID))
@@ -172,22 +170,12 @@ class FileOps(OpenOps):
                 finally:
                     session.end(op, dirty=True)
             return await self.relying(session, inode, Level.WRITE, q, work, op=op)
-        written = await self._with_quota(
+        written = await self.with_quota(
             session, inode, q, lambda: self.relying(session, inode, Level.WRITE, q, work, span=span, writes=True)
         )
         if client.store.is_full:
             await client.store.wait_room()
         return written
-
-    async def _with_quota(self, session: Session, inode: Inode, q: m.Request, write: Callable[[], Coroutine[Any, Any, int]]) -> int:
-        """A capability says how far a file may grow; the MRC may say more now."""
-        try:
-            return await write()
-        except FuseError as error:
-            if error.errno != errno.EDQUOT:
-                raise
-        await self.acquire(session, inode.ino, q, Level.WRITE, "")
-        return await write()
 
     # -------------------------------------------------------------------------------------------------------- writing back
 
@@ -253,8 +241,7 @@ class FileOps(OpenOps):
         async def work(_go: h.Go) -> None:
             end = q.offset + q.length
             grows = not q.mode & KEEP_SIZE and end > inode.size
-            capability = inode.capabilities.get("w")
-            if grows and capability is not None and capability[1].quota_bytes < end:
+            if grows and not inode.may_reach(end):
                 raise FuseError(errno.EDQUOT)
             how: Literal["a", "k", "p", "z"] = (
                 "p" if q.mode & PUNCH_HOLE else "z" if q.mode & ZERO_RANGE else "k" if q.mode & KEEP_SIZE else "a"
@@ -270,7 +257,7 @@ class FileOps(OpenOps):
             if inode.served is not None:
                 inode.served.append((q.offset, end))
 
-        await self.relying(session, inode, Level.WRITE, q, work)
+        await self.with_quota(session, inode, q, lambda: self.relying(session, inode, Level.WRITE, q, work))
 
     def lseek(self, q: m.Lseek) -> Awaitable[int]:
         """See `fuse.handlers`."""
@@ -326,3 +313,9 @@ class FileOps(OpenOps):
             if self.client.store.is_full:
                 await self.client.store.wait_room()
         return copied
+
+
+def _place_of(inode: Inode, q: m.Write) -> int:
+    """Return where the bytes of a write go. Whether it appends is said with each write: fcntl may have changed it since the open."""
+    appends = q.flags & os.O_APPEND and not q.write_flags & c.WRITE_CACHE
+    return inode.size if appends else q.offset

@@ -119,6 +119,11 @@ class Inode:
         self.mtime_ns = self.mtime_ns if changed & Changed.MTIME else attr.mtime_ns
         self.ctime_ns = max(self.ctime_ns, attr.ctime_ns) if changed & Changed.CTIME else attr.ctime_ns
 
+    def may_reach(self, end: int) -> bool:
+        """Whether the file may be as long as `end` bytes without asking the MRC again: it is already, or the capability's quota says so."""
+        held = self.capabilities.get("w")
+        return held is None or end <= max(self.size, held[1].quota_bytes)
+
     def update(self, epoch: int) -> Update | None:
         """Return what the MRC has to be told, None if nothing."""
         c = self.changed

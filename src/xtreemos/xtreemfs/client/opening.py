@@ -191,14 +191,23 @@ class OpenOps(NameOps):
                     await self.fresh_inode(session, inode.ino, q)
         raise FuseError(errno.EIO)
 
+    async def with_quota(self, session: Session, inode: Inode, q: m.Request, grow: Callable[[], Awaitable[T]]) -> T:
+        """A capability says how far a file may grow; the MRC may say more now."""
+        try:
+            return await grow()
+        except FuseError as error:
+            if error.errno != errno.EDQUOT:
+                raise
+        await self.acquire(session, inode.ino, q, Level.WRITE, "")
+        return await grow()
+
     # ------------------------------------------------------------------------------------------------------------- length
 
     async def truncate(self, session: Session, inode: Inode, size: int, q: m.Request, *, kill_suid: bool = False) -> None:
         data = self.client.data_of(inode)
 
         async def work(_go: h.Go) -> None:
-            capability = inode.capabilities.get("w")
-            if size > inode.size and capability is not None and capability[1].quota_bytes < size:
+            if not inode.may_reach(size):
                 raise FuseError(errno.EDQUOT)
             await data.truncate(size)
             inode.size = size
@@ -210,5 +219,5 @@ class OpenOps(NameOps):
             if inode.served is not None:
                 inode.served.append((min(size, inode.size), 1 << 62))
 
-        await self.relying(session, inode, Level.WRITE, q, work)
+        await self.with_quota(session, inode, q, lambda: self.relying(session, inode, Level.WRITE, q, work))
         self.client.tell_later(inode)
