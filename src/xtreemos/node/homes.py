@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from xtreemos.errors import PermissionRefused
@@ -41,7 +42,13 @@ def place_of(user: str, vo: str, _uid: int) -> Path:
 
 
 def bind_home(source: Path, place: Path) -> None:
-    """Show `source` at `place`, unless it is there already; a dead mount of an earlier mount process is taken away first."""
+    """Show `source` at `place`, unless it is there already; a dead mount of an earlier mount process is taken away first.
+
+    A path to `source` is walked only if there is something to do: after another node changed names, the kernel drops and finds anew what a walk
+    passes, and for that moment programs that work in the home have no working folder (getcwd says ENOENT).
+    """
+    if is_bound(source, place):
+        return
     wanted = source.stat()
     make_place(place)
     for _try in range(STACK_MAX):
@@ -62,6 +69,22 @@ def bind_home(source: Path, place: Path) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(place))
 
 
+def is_bound(source: Path, place: Path, mountinfo: str | None = None) -> bool:
+    """Tell from the kernel's list whether `place` shows `source`, a folder right below a mount that is in use now."""
+    mounts = {row[2]: row[:2] for row in _mounts(mountinfo)}  # of several at one place the last is on top
+    (device, _root), here = mounts.get(str(source.parent), ("", "")), mounts.get(str(place))
+    return here == (device, f"/{source.name}")
+
+
+def _mounts(mountinfo: str | None) -> Iterator[tuple[str, str, str, str]]:
+    """Rows of (device, root within it, place, type of file system)."""
+    text = MOUNTINFO.read_text(encoding="utf-8", errors="surrogateescape") if mountinfo is None else mountinfo
+    for line in text.splitlines():
+        left, _dash, kind = line.partition(" - ")
+        _id, _parent, device, root, place = left.split(" ")[:5]
+        yield device, root, place, kind.split(" ")[0]
+
+
 def unbind(place: Path) -> None:
     """Take the uppermost mount from a place, whoever uses it. OSError: none is there."""
     if _libc.umount2(os.fsencode(place), _MNT_DETACH | _UMOUNT_NOFOLLOW):
@@ -73,17 +96,14 @@ def bound(vo: str, mountinfo: str | None = None) -> dict[str, bool]:
 
     `mountinfo`: the kernel's text, read if None. The file system is not asked: one that has died may still answer from the kernel's cache.
     """
-    text = MOUNTINFO.read_text(encoding="utf-8", errors="surrogateescape") if mountinfo is None else mountinfo
     devices: dict[str, str] = {}
     now = ""
-    for line in text.splitlines():
-        left, _dash, kind = line.partition(" - ")
-        _id, _parent, device, _root, place = left.split(" ")[:5]
+    for device, _root, place, kind in _mounts(mountinfo):
         folder, _slash, name = place.rpartition("/")
         user, _dot, of_vo = name.rpartition(".")
         if place == f"/xos/{vo}":
             now = device
-        elif folder == str(HOMES) and of_vo == vo and user and kind.split(" ")[0] == FS_TYPE:
+        elif folder == str(HOMES) and of_vo == vo and user and kind == FS_TYPE:
             devices[user] = device
     return {user: device == now for user, device in sorted(devices.items())}
 
