@@ -17,7 +17,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -121,6 +121,8 @@ class _Held:
     handed: bool = False
     launched: bool = False
     started_at: float | None = None
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Its launch has come to an end, whichever."""
 
 
 @dataclass(slots=True, eq=False)
@@ -350,6 +352,8 @@ class NodeJobs:
                 self._held.pop(key, None)
                 self.wake()
                 return True
+        if held and held.launched and held.submission:
+            await held.settled.wait()  # before that a signal might come between its note on disk and its first process
         try:
             await self._hooks.signal(kill.job, kill.attempt, kill.signal)
         except XosError as error:
@@ -391,7 +395,8 @@ class NodeJobs:
             await self._commit.do(self._store.ended, [Ended(*key, cause, error.line()[:300])], self._hooks.wall_at())
             self._held.pop(key, None)
             self.wake()
-            return
+        finally:
+            held.settled.set()
 
     # ---- reports
 

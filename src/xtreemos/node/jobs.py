@@ -93,6 +93,7 @@ class LocalJobs:
         self.on_detached_ended: DetachedEnded | None = None
         self.on_jobd: JobdKnows | None = None
         self.home: Callable[[str, str, int], Awaitable[Path]] = _folder_home
+        self.keep_ticket: Callable[[str, bytes], Awaitable[None]] = _no_ticket
         self.shared: Callable[[str], tuple[sandbox.Bind, ...]] = lambda _vo: ()
         self.adopt_net: Callable[[str | None], str | None] = lambda _path: None
         self._jobd: rpc.Peer | None = None
@@ -399,6 +400,8 @@ class LocalJobs:
         running = self.enter(spec, attempt=attempt, sid=sid)
         uid = self.accounts.uid_for(spec.user, spec.vo)
         try:
+            if spec.files:
+                await self.keep_ticket(spec.vo, spec.files)
             home = await self.home(spec.user, spec.vo, uid)
             running.netns = None if netns else await self.take_net(spec.vo)
             params = self._prepare(spec, running, uid, home, netns or running.netns, stdio=stdio, fds=bool(fds))
@@ -674,6 +677,10 @@ async def _pump(source: rpc.Call, target: rpc.Call, target_peer: rpc.Peer) -> An
 def command_line(spec: JobSpec) -> str:
     """Return the program and its arguments for listings, bounded."""
     return " ".join(spec.argv)[:160]
+
+
+async def _no_ticket(_vo: str, _ticket: bytes) -> None:
+    """Files are local here: there is nothing to hand a user's word to."""
 
 
 async def _folder_home(user: str, vo: str, uid: int) -> Path:

@@ -114,6 +114,7 @@ class Xosd:
         make_place: Callable[[str, str, int], object] = ensure_home
         if self.config.files == "grid":
             self.jobs.home = self.files.ensure_home
+            self.jobs.keep_ticket = self.files.keep
             self.jobs.shared = lambda vo: (Bind(f"/xos/{vo}"),)
             make_place = place_of
         self.logins = SshLogins(jobs=self.jobs, accounts=self.accounts, vos=self.vos, doors=self.ssh, make_place=make_place)
@@ -354,8 +355,6 @@ class Xosd:
             raise error
 
     async def _launch_detached(self, submission: Submission, attempt: int) -> float:
-        if submission.spec.files and self.config.files == "grid":
-            await self.files.keep(submission.spec.vo, submission.spec.files)
         try:
             spec, sid = submission.spec, submission.caller.sid
             if submission.array and may_share(spec):
