@@ -147,6 +147,29 @@ def test_a_killed_agent_ends_piped_programs_with_a_word_and_75(grid):
     grid.sh("for j in $(xos ps | awk 'NR>1 {print $1}'); do xos kill -9 $j; done", user="bob")
 
 
+def test_a_killed_jobd_ends_programs_with_a_word_and_75_and_retried_ones_start_again(grid):
+    """jobd is the parent of what runs: its programs die with it, and only `--retry` starts them again, once."""
+    grid.sh("rm -rf retried")
+    grid.out("mkdir retried")
+    twice = "mkdir retried/{0} 2>/dev/null && {{ echo READY; exec sleep 300; }}; echo $XOS_NODE; exit {1}"
+    plain = _begin(grid, "xos run --node n2 -- sh -c 'echo READY; exec sleep 300'")
+    retried = _begin(grid, f"xos run --node n2 --retry 1 -- sh -c '{twice.format('run', 7)}'")
+    given_up, again = (
+        grid.out(f"xos sub --node n2 {retry} -- sh -c '{twice.format(name, code)}'").strip()
+        for name, retry, code in (("lost", "", 8), ("sub", "--retry 1", 9))
+    )
+    until(lambda: {"lost", "sub"} <= set(grid.out("ls retried").split()), "the detached jobs run")
+    grid.sh(f"kill -9 {grid.pid('n2', 'jobd')}", user=None, node="n2")
+    out, said = plain.communicate(timeout=30)
+    assert (plain.returncode, out, said.count(b"\n"), b"jobd died" in said) == (75, b"", 1, True), said
+    out, said = retried.communicate(timeout=30)
+    assert (retried.returncode, out) == (7, b"n2\n"), said
+    done = grid.sh(f"xos wait {given_up}")
+    assert (done.returncode, done.stderr.count(b"\n"), b"jobd died" in done.stderr) == (75, 1, True), done
+    assert (grid.sh(f"xos wait {again}").returncode, grid.out(f"xos logs {again}")) == (9, "n2\n")
+    assert grid.out("ls retried; rm -r retried").split() == ["lost", "run", "sub"]
+
+
 HERE = "test $XOS_NODE = n1 || sleep 300"
 
 
