@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
+from xtreemos.xtreemfs.osd.model import folders_with
+
 Buffer = bytes | bytearray | memoryview
 
 FALLOC_KEEP_SIZE: Final = 1
@@ -165,20 +167,17 @@ class RealDisk:
 
     def open(self, name: str, *, create: bool) -> File | None:
         """See `Disk`."""
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
         try:
-            return RealFile(os.open(name, flags, dir_fd=self._root))
+            return RealFile(os.open(name, flags, 0o600, dir_fd=self._root))
         except FileNotFoundError:
             if not create:
                 return None
-        folder = name.partition("/")[0]
-        try:
-            return RealFile(os.open(name, flags | os.O_CREAT, 0o600, dir_fd=self._root))
-        except FileNotFoundError:
+        for folder in folders_with(name.partition("/")[0]):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folder, 0o700, dir_fd=self._root)
-            os.fsync(self._root)
-            return RealFile(os.open(name, flags | os.O_CREAT, 0o600, dir_fd=self._root))
+        os.fsync(self._root)
+        return RealFile(os.open(name, flags, 0o600, dir_fd=self._root))
 
     def unlink(self, name: str) -> int | None:
         """See `Disk`."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, NamedTuple
 
 import msgspec
 
 FOLDERS = 4096
 """Columns are spread over so many folders of a disk; a million columns are 250 names in each (two files per column: 500)."""
+FOLDERS_AT_ONCE = 64
+"""Folders are made so many together, for one sync of their names: new files have numbers in a row, so they will want the next ones too."""
+_FOLDER = re.compile(r"[0-9a-f]{3}")
 
 
 class Key(NamedTuple):
@@ -44,6 +48,14 @@ def data_name(key: Key) -> str:
 def sums_name(key: Key) -> str:
     """Name of a column's sums, in the same folder."""
     return data_name(key) + ".sums"
+
+
+def folders_with(folder: str) -> list[str]:
+    """Return the folders to make when this one is missing, in order; itself alone if its name is not one of ours."""
+    if not _FOLDER.fullmatch(folder):
+        return [folder]
+    first = int(folder, 16) // FOLDERS_AT_ONCE * FOLDERS_AT_ONCE
+    return [f"{number:03x}" for number in range(first, first + FOLDERS_AT_ONCE)]
 
 
 def key_of(name: str) -> Key | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import logging
 import time
 from collections import OrderedDict
@@ -60,18 +61,19 @@ class Entry:
 class _Use:
     """`async with store.entry(key) as entry`; written out, for it is on the way of every request."""
 
-    __slots__ = ("_entry", "_store")
+    __slots__ = ("_at_once", "_entry", "_store")
 
-    def __init__(self, store: Store, entry: Entry) -> None:
+    def __init__(self, store: Store, entry: Entry, *, at_once: bool) -> None:
         self._store = store
         self._entry = entry
+        self._at_once = at_once
 
     async def __aenter__(self) -> Entry:
         entry = self._entry
         entry.users += 1
         if entry.column is None and not entry.gone:
             try:
-                await self._store.load(entry)
+                await self._store.load(entry, at_once=self._at_once)
             except BaseException:
                 self._store.release(entry)
                 raise
@@ -128,21 +130,33 @@ class Store:
                     await asyncio.shield(future)
             raise
 
-    def entry(self, key: Key) -> _Use:
-        """The entry of a column as an async context, opened if it exists and kept open meanwhile."""
+    async def quick(self, work: Callable[..., T], *args: object) -> T:
+        """Run `work`, which rarely waits for the disk, at once; in a thread (which costs more than it does) if the disk was slow lately."""
+        begin_s = time.monotonic()
+        if begin_s < self._slow_until_s:
+            return await self.thread(work, *args)
+        try:
+            return work(*args)
+        finally:
+            if (end_s := time.monotonic()) - begin_s > SLOW_S:
+                self._slow_until_s = end_s + SLOW_FOR_S
+
+    def entry(self, key: Key, *, at_once: bool = False) -> _Use:
+        """The entry of a column as an async context, opened (by `quick` if `at_once`) if it exists and kept open meanwhile."""
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = Entry(key)
         else:
             self._entries.move_to_end(key)
-        return _Use(self, entry)
+        return _Use(self, entry, at_once=at_once)
 
-    async def load(self, entry: Entry) -> None:
+    async def load(self, entry: Entry, *, at_once: bool) -> None:
         """Open the column of an entry that has none open, if there is one."""
         async with entry.lock:
             entry.gone = entry.gone or entry.key.ino in self._gone  # what is deleted is not held open
             if entry.column is None and not entry.gone:
-                entry.shelf, entry.column = await self.thread(self._open, entry.key)
+                run = self.quick if at_once else self.thread
+                entry.shelf, entry.column = await run(self._open, entry.key)
                 if entry.shelf is not None and entry.column is not None and not entry.column.trusted:
                     entry.shelf.ledger.found(entry.key)
                     if entry.column.lent:
@@ -164,11 +178,9 @@ class Store:
         return None, None
 
     def _evict(self) -> None:
-        for key, entry in list(self._entries.items()):  # least lately used first
-            if entry.users == 0:
-                self._drop(key, entry)
-            if len(self._entries) <= OPEN_MAX:
-                return
+        unused = (key for key, entry in self._entries.items() if entry.users == 0)  # least lately used first
+        for key in list(itertools.islice(unused, len(self._entries) - OPEN_MAX)):
+            self._drop(key, self._entries[key])
 
     def _drop(self, key: Key, entry: Entry) -> None:
         del self._entries[key]
@@ -292,7 +304,7 @@ class Store:
         Raises:
             FsError: ENOSPC before anything was done, EIO if the disk failed or a block of which a part stays is damaged.
         """
-        async with self.entry(key) as entry, entry.lock:
+        async with self.entry(key, at_once=True) as entry, entry.lock:  # most often there is no such column yet
             check(self.fence(key.ino, entry.column))
             if entry.gone:
                 raise FsError(errno.ESTALE, f"file {key.ino:x} was deleted")
@@ -321,11 +333,8 @@ class Store:
         """Do a change: a small one whose surroundings are in memory at once, unless the disk was slow lately; else in a thread."""
         if not 0 < length <= INLINE_BYTES or time.monotonic() < self._slow_until_s or not column.is_in_memory(at, length):
             await self.thread(self._work, column, raised, work)
-            return
-        begin_s = time.monotonic()
-        self._work(column, raised, work)
-        if time.monotonic() - begin_s > SLOW_S:
-            self._slow_until_s = time.monotonic() + SLOW_FOR_S
+        else:
+            await self.quick(self._work, column, raised, work)
 
     @staticmethod
     def _work(column: Column, raised: Fence, work: Callable[[Column], None]) -> None:
@@ -336,7 +345,7 @@ class Store:
         """Make the column if need be, and its dirty mark durable; count the change."""
         if entry.column is None:
             entry.shelf = self.space.choose(self.shelves)
-            entry.column = await self.thread(entry.shelf.create, entry.key)
+            entry.column = await self.quick(entry.shelf.create, entry.key)
             self.columns += 1
             self.right[entry.key] = 0
         shelf = entry.shelf
