@@ -168,6 +168,7 @@ class NodeJobs:
         self._contact = contact
         self._contact_s = -math.inf
         self._life = ""
+        self._recovered = asyncio.Event()
         self._held: dict[Key, _Held] = {}
         self._pending: deque[Key] = deque()
         self._wake_report = asyncio.Event()
@@ -197,6 +198,7 @@ class NodeJobs:
             self._held[attempt.key] = _Held(None, attempt.leased, handed=True, launched=True, started_at=started_at)
         for attempt in plan.launch:
             await self._hold_again(attempt)
+        self._recovered.set()
         return list(plan.alive)
 
     async def _hold_again(self, attempt: Attempt) -> None:
@@ -211,7 +213,8 @@ class NodeJobs:
         self._pending.append(attempt.key)
 
     async def run(self) -> None:
-        """Serve until cancelled; everything durable stays, jobs go on under jobd."""
+        """Serve until cancelled, once `recover` has been through; everything durable stays, jobs go on under jobd."""
+        await self._recovered.wait()
         await self._fence()  # before anything starts: we may have been away for long
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks

@@ -102,7 +102,6 @@ class Admin:
         node.config = load_node(node.paths)
         if vo not in node.vos:
             await node.open_vo(load_grid(node.paths.dir).entry(vo))
-            await node.jobs.tell_jobd_again()
         return {"vo": vo}
 
     async def _audit_noted(self, call: ServerCall) -> Any:

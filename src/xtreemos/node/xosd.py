@@ -289,7 +289,8 @@ class Xosd:
             self.spawn(runtime.run(self.spawn), f"vo {entry.vo}")
         await runtime.fabric.subscribe(subjects.nodes("query"), lambda message: self._answer_query(runtime, message), concurrency=4)
         self.detached[entry.vo] = self._detached_jobs(runtime)
-        self.spawn(self._run_detached(self.detached[entry.vo]), f"detached {entry.vo}")
+        self.spawn(self.detached[entry.vo].run(), f"detached {entry.vo}")
+        await self.jobs.tell_jobd_again()
         return runtime
 
     def _present(self, runtime: VoRuntime) -> None:
@@ -340,10 +341,6 @@ class Xosd:
         return DetachedJobs(
             FabricPort(runtime.fabric), self.config.name, runtime.vo, self.store, self.commit, hooks, clock_id=boot, contact=contact
         )
-
-    async def _run_detached(self, detached: DetachedJobs) -> None:
-        await self.jobs.wait_life()
-        await detached.run()
 
     async def _jobd_knows(self, known: dict[tuple[str, int], float | None], life: str) -> None:
         for detached in self.detached.values():
