@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -24,7 +25,8 @@ def record(user="alice", until=NOW + 100, job=""):
 @pytest.fixture
 def make(tmp_path):
     rows = [{"user": "alice", "vo": "demo", "uid": 7001}, {"user": "bob", "vo": "other", "uid": 7002}]
-    (tmp_path / "userdb.json").write_text(json.dumps({"users": rows}))
+    groups = [{"group": "staff", "vo": "demo", "gid": 7003, "members": []}, {"group": "staff", "vo": "other", "gid": 7004, "members": ["bob"]}]
+    (tmp_path / "userdb.json").write_text(json.dumps({"users": rows, "groups": groups}))
     return lambda now=NOW: NodeIdentities(tmp_path / "userdb.json", tmp_path / "tickets", vo="demo", clock=lambda: now)
 
 
@@ -38,6 +40,24 @@ def test_only_members_of_this_vo_have_numbers(make):
     assert (known.local_id("u", "alice"), known.local_id("u", "bob"), known.name_of("u", 7001), known.name_of("u", 7002)) == (
         7001, NOBODY, "alice", None,
     )  # fmt: skip
+
+
+def test_groups_are_none_of_the_users_and_those_of_other_vos_are_unknown(make):
+    known = make()
+    assert (known.local_id("g", "staff"), known.name_of("g", 7003)) == (7003, "staff")
+    assert (known.local_id("u", "staff"), known.local_id("g", "alice"), known.name_of("g", 7004)) == (NOBODY, NOBODY, None)
+
+
+def test_a_new_snapshot_is_noticed(make, tmp_path):
+    known = make()
+    known.look()
+    seen = known.changes
+    (tmp_path / "userdb.json").write_text(json.dumps({"users": []}))
+    os.utime(tmp_path / "userdb.json", ns=(1, 1))
+    known.look()
+    assert (known.changes, known.local_id("u", "alice")) == (seen + 1, NOBODY)
+    known.look()
+    assert known.changes == seen + 1
 
 
 def test_the_log_ins_ticket_is_preferred_and_a_jobs_serves_after_it(make):

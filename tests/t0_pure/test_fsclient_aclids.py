@@ -13,16 +13,18 @@ from xtreemos.xtreemfs.model import FIRST_PRINCIPAL, NOBODY, Principal
 
 PEOPLE = {"alice": 7001, "bob": 7002}
 NUMBERS = {"alice": FIRST_PRINCIPAL, "bob": FIRST_PRINCIPAL + 1, "carol": FIRST_PRINCIPAL + 2}
+STAFF, STAFF_GID = FIRST_PRINCIPAL + 3, 7003
 
 
 class People:
     plain = False
 
     def local_id(self, kind, name):
-        return PEOPLE.get(name, NOBODY)
+        return (PEOPLE if kind == "u" else {"staff": STAFF_GID}).get(name, NOBODY)
 
     def name_of(self, kind, number):
-        return next((name for name, uid in PEOPLE.items() if uid == number), None)
+        known = PEOPLE if kind == "u" else {"staff": STAFF_GID}
+        return next((name for name, local in known.items() if local == number), None)
 
 
 class Link:
@@ -31,7 +33,7 @@ class Link:
     async def call(self, method, message, kind):
         if method == "mrc.names":
             return tuple(Principal("u", number, name) for name, number in NUMBERS.items() if number in message.numbers)
-        return tuple(NUMBERS.get(name, -1) for _kind, name in message.names)
+        return tuple(STAFF if row == ("g", "staff") else NUMBERS.get(row[1], -1) if row[0] == "u" else -1 for row in message.names)
 
 
 @pytest.fixture
@@ -60,3 +62,14 @@ def test_who_has_no_account_here_is_shown_once_as_nobody(session):
 def test_what_names_no_member_is_refused(session, value):
     with pytest.raises(FuseError):
         asyncio.run(aclids.to_numbers(session, People(), value))
+
+
+def test_a_group_has_a_number_and_a_users_own_group_has_the_users(session):
+    async def ask(kind, local):
+        return await aclids.number_of(session, People(), kind, local)
+
+    assert asyncio.run(ask("g", STAFF_GID)) == STAFF
+    assert asyncio.run(ask("g", 7001)) == asyncio.run(ask("u", 7001)) == NUMBERS["alice"]
+    assert asyncio.run(ask("u", STAFF_GID)) is None
+    assert session.principals.local("g", STAFF) == STAFF_GID
+    assert session.principals.local("u", STAFF) == NOBODY, "a group is no user"

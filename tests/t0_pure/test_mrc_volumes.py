@@ -9,7 +9,7 @@ from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.model import FIRST_PRINCIPAL, OsdRecord, VolumePolicy, VolumeRecord, make_ino
 from xtreemos.xtreemfs.mrc import commands as do
 from xtreemos.xtreemfs.mrc import placing
-from xtreemos.xtreemfs.mrc.model import Usage, Writer
+from xtreemos.xtreemfs.mrc.model import Cred, Usage, Writer
 
 
 @pytest.fixture
@@ -156,3 +156,26 @@ def test_more_room_draws_more_files():
     good = [osd("big", free=3 << 40), osd("small", free=1 << 40)]
     picks = [placing.choose(VolumePolicy(), good, near="", turn=turn).replicas[0].osds[0] for turn in range(1000)]
     assert 700 < picks.count("big") < 800
+
+
+def test_what_is_made_in_a_groups_volume_is_the_groups_whatever_the_umask():
+    world = World()
+    record = VolumeRecord(name="class", id=7, mrc="n1", owner="alice")
+    world.run(do.MakeVolume(record, 0o2770, ALICE.uid, 77, 1, inherited=True))
+    top = make_ino(7, 1)
+    member, owner = Cred(BOB.uid, BOB.gid, (77,)), Cred(ALICE.uid, ALICE.gid, (77,))
+    folder = world.mkdir("d", 0o777, at=top, cred=member, umask=0o077)
+    assert (folder.mode & 0o7777, folder.gid) == (0o2770, 77)
+    for at in (top, folder.ino):
+        made = world.make("f", FILE | 0o666, at=at, cred=owner, umask=0o077)
+        assert (made.mode & 0o7777, made.gid, made.acl) == (0o660, 77, b"")
+        world.set(made.ino, member, size=5)
+    refused(errno.EACCES, world.make, "h", at=top, cred=BOB)
+    refused(errno.EACCES, world.set, made.ino, BOB, size=6)
+
+
+def test_an_owner_may_give_a_file_to_their_own_groups_only(world):
+    made = world.make("f", cred=ALICE)
+    refused(errno.EPERM, world.set, made.ino, ALICE, gid=77)
+    assert world.set(made.ino, Cred(ALICE.uid, ALICE.gid, (77,)), gid=77).gid == 77
+    refused(errno.EPERM, world.set, made.ino, Cred(BOB.uid, BOB.gid, (77,)), gid=77)

@@ -53,6 +53,43 @@ def test_a_record_names_its_service_and_is_found_by_name_and_by_number():
     assert (record["service"], record["uid"], record["gid"]) == (SERVICE, UID, UID)
 
 
+BOB = {**USER, "user": "bob", "uid": UID + 1}
+TEAMS = [
+    {"group": "students", "vo": "demo", "gid": UID + 2, "members": ["alice", "bob"]},
+    {"group": "students", "vo": "other", "gid": UID + 3, "members": ["alice"]},
+    {"group": "bob", "vo": "demo", "gid": UID + 4, "members": ["alice"]},
+    {"group": "empty", "vo": "demo", "gid": UID + 5, "members": []},
+]
+
+
+def memberships(directory, **parameters):
+    call = {"method": "io.systemd.UserDatabase.GetMemberships", "parameters": {"service": SERVICE, **parameters}}
+    replies = directory.answer(call, privileged=False)
+    assert [reply.get("continues", False) for reply in replies] == [True] * (len(replies) - 1) + [False]
+    return [tuple(reply["parameters"].values()) for reply in replies if "error" not in reply]
+
+
+def test_groups_of_the_vo_are_groups_of_the_machine_with_their_members():
+    node = Directory([USER, BOB], None, frozenset(), TEAMS)
+    assert ask("GetGroupRecord", node, groupName="students.demo") == ask("GetGroupRecord", node, gid=UID + 2)
+    assert ask("GetGroupRecord", node, gid=UID + 2)["gid"] == UID + 2
+    assert ask("GetGroupRecord", node, gid=UID)["groupName"] == "alice.demo"
+    assert ask("GetUserRecord", node, uid=UID + 2) == "NoRecordFound"
+    assert memberships(node, userName="bob.demo") == [("bob.demo", "students.demo")]
+    assert memberships(node, groupName="students.demo") == [("alice.demo", "students.demo"), ("bob.demo", "students.demo")]
+    assert memberships(node, groupName="students.demo", userName="bob.demo") == [("bob.demo", "students.demo")]
+    assert memberships(node, groupName="empty.demo") == memberships(node, userName="eve.demo") == []
+    assert ask("GetGroupRecord", node, groupName="empty.demo")["gid"] == UID + 5
+
+
+def test_a_sandbox_knows_groups_of_its_own_vo_by_plain_names_and_the_machines_and_users_names_win():
+    inside = Directory([USER, BOB], "demo", frozenset({"students"}), TEAMS)
+    assert memberships(inside, userName="alice") == [("alice", "students.demo")]
+    assert ask("GetGroupRecord", inside, gid=UID + 3) == "NoRecordFound"
+    assert ask("GetGroupRecord", inside, groupName="bob")["gid"] == UID + 1, "the user's own group"
+    assert ask("GetGroupRecord", Directory([USER], None, frozenset({"students.demo"}), TEAMS), gid=UID + 2) == "NoRecordFound"
+
+
 def test_a_name_of_the_machine_is_never_answered():
     taken = Directory([USER], None, frozenset({"alice.demo"}))
     assert ask("GetUserRecord", taken, userName="alice.demo") == "NoRecordFound"
@@ -89,6 +126,19 @@ def test_a_uid_or_name_of_the_machine_is_never_given(accounts):
     with pytest.raises(NameTaken):
         accounts.uid_for("bob", "demo")
     assert accounts.find("bob", "demo") is None
+
+
+def test_groups_have_numbers_that_are_nobodys_and_keep_them(accounts):
+    uid = accounts.uid_for("alice", "demo")
+    gid = accounts.gid_for("students", "demo")
+    assert len({uid, gid, accounts.uid_for("carol", "demo"), accounts.gid_for("students", "physics")}) == 4
+    assert accounts.gid_for("students", "demo") == gid
+    assert accounts.teams("demo") == ["students"]
+    for taken in ("alice", "bob"):  # a user's, and one of the machine itself
+        with pytest.raises(NameTaken):
+            accounts.gid_for(taken, "demo")
+    with pytest.raises(names.BadName):
+        accounts.gid_for("root", "demo")
 
 
 @pytest.mark.parametrize("name", ["root", "nobody", "-rf", "a/b", "..", "a" * 33, "12", "", "a b", "a\n"])

@@ -233,6 +233,18 @@ def test_groups_are_set_by_administrators_told_to_everybody_and_end_no_session(w
     assert not revoked_set(world).covers(world.caller(first), first.issued_at)
 
 
+def test_a_group_and_a_user_of_one_vo_never_share_a_name(world):
+    async def scene():
+        await world.member()
+        await world.cda.call("set_groups", ROOT, {"user": "alice", "groups": ["students"]})
+        for method, params in (("set_groups", {"user": "alice", "groups": ["alice"]}), ("invite", {"user": "students"})):
+            with pytest.raises(AlreadyThere):
+                await world.cda.call(method, ROOT, params)
+        return await world.registry.public_users.get("alice")
+
+    assert run(scene()).record.groups == ("students",)
+
+
 def test_a_suspended_user_cannot_log_in_and_every_session_is_void_and_restoring_does_not_revive_them(world):
     async def scene():
         await world.member()

@@ -5,16 +5,18 @@ import errno
 import json
 import time
 
+import msgspec
 import pytest
 
 from mrc_kit import DIR, FILE, Client, run, until
 from xtreemos.errors import RemoteError
 from xtreemos.fabric import rpc
+from xtreemos.foundation.files import write_atomically
 from xtreemos.xtreemfs import protocol
 from xtreemos.xtreemfs.capability import Verifier, check_rights
 from xtreemos.xtreemfs.errors import FsError, TicketRefused
 from xtreemos.xtreemfs.lease import model as lease_model
-from xtreemos.xtreemfs.model import FILE_BYTES_MAX, Principal, make_ino, volume_of
+from xtreemos.xtreemfs.model import FILE_BYTES_MAX, Principal, VolumeRecord, make_ino, volume_of
 from xtreemos.xtreemfs.mrc import opening
 from xtreemos.xtreemfs.ticket import Holder
 
@@ -532,5 +534,55 @@ def test_the_status_tells_what_an_operator_wants_to_know(tmp_path):
         status = await a.call("mrc.status", protocol.Status(a.who))
         assert status["seq"] == status["durable"] > 3
         assert (status["volumes"], status["connected"], status["leases"] >= 1) == (1, 1, True)
+
+    run(tmp_path, work)
+
+
+def in_groups(grid, **groups):
+    """Say who is in which group, as the registry does."""
+    write_atomically(grid.folder / "dir" / "groups.json", msgspec.json.encode(groups))
+    grid.directory.look()
+
+
+def test_groups_are_what_the_registry_says_at_each_request(tmp_path):
+    async def work(grid):
+        in_groups(grid, alice=["students"], bob=["students"])
+        a, b, e = [await grid.client(b"local:" + name) for name in (b"alice", b"bob", b"eve")]
+        record = await a.call("mrc.mkvol", protocol.MakeVolume(a.who, "class", "shared", 0o2770, {}, "students"), VolumeRecord)
+        root = make_ino(record.id, 1)
+        made = await b.create(root, "f", FILE | 0o666)
+        ino = made.entry.attr.ino
+        students, own, nothing = await a.call("mrc.numbers", protocol.Numbers((("g", "students"), ("g", "bob"), ("g", "nosuch"))), tuple[int, ...])
+        assert (made.entry.attr.gid, made.entry.attr.mode & 0o777, nothing, own) == (students, 0o660, -1, -1)
+        assert [row.name for row in await a.call("mrc.names", protocol.Names((students,)), list[Principal])] == ["students"]
+        await refused(errno.EACCES, e.lookup(root, "f"))
+        await refused(errno.EACCES, e.acquire(ino, 1, "r"))
+        mine = await e.create(make_ino((await e.mkvol("own")).id, 1), "mine")
+        await refused(errno.EPERM, e.call("mrc.setattr", protocol.SetAttr(e.who, mine.entry.attr.ino, time.time_ns(), gid=students)))
+        await b.acquire(ino, 2, "rw")
+        in_groups(grid, alice=["students"], eve=["students"])
+        await refused(errno.EACCES, b.lookup(root, "f"))
+        await refused(errno.EACCES, b.create(root, "g"))
+        assert (await e.lookup(root, "f")).entry is not None, "who came in acts on the same actor"
+        await e.call("mrc.setattr", protocol.SetAttr(e.who, mine.entry.attr.ino, time.time_ns(), gid=students))
+
+    run(tmp_path, work)
+
+
+def test_only_members_and_administrators_make_a_groups_volume(tmp_path):
+    async def work(grid):
+        (grid.folder / "dir" / "members.json").write_text('{"root": ["admin"], "alice": ["member"]}')
+        in_groups(grid, bob=["students"])
+
+        def make(client, name, kind="shared", group="students"):
+            return client.call("mrc.mkvol", protocol.MakeVolume(client.who, name, kind, 0o2770, {}, group), VolumeRecord)
+
+        a, b, r = [await grid.client(b"local:" + name) for name in (b"alice", b"bob", b"root")]
+        for client, more in ((a, {}), (a, {"group": "nosuch"}), (b, {"kind": "home"})):
+            with pytest.raises(RemoteError):
+                await make(client, "no", **more)
+        assert "alice is not in group students" in grid.audited()
+        assert (await make(b, "one")).owner == "bob"
+        assert (await make(r, "two")).owner == "root"
 
     run(tmp_path, work)

@@ -46,7 +46,12 @@ def mkvol(
     object_size: Annotated[str, typer.Option("--object", metavar="SIZE", help="Bytes of a striped file in one piece.")] = "4M",
     placement: Annotated[str, typer.Option(metavar="near|spread", help="New files: on the writer's node, or evenly.")] = "near",
     quota: Annotated[str, typer.Option(metavar="SIZE", help="The most it may hold; none by default.")] = "none",
-    mode: Annotated[str, typer.Option(metavar="MODE", help="Permissions of its top folder.")] = "0700",
+    mode: Annotated[
+        str | None, typer.Option(metavar="MODE", help="Permissions of its top folder; 0700 by default, 2770 with --group.")
+    ] = None,
+    group: Annotated[
+        str, typer.Option(metavar="GROUP", help="For this group of the VO: all of it is the group's to change, whatever umask its members have.")
+    ] = "",
     as_json: Json = False,
     vo: Vo = None,
 ) -> None:
@@ -62,7 +67,8 @@ def mkvol(
         }
         policy["quota_bytes"] = text.parse_size(quota, "--quota")
         try:
-            made = await _ask(vo, "mkvol", name=name, mode=text.parse_mode(mode), policy=policy)
+            bits = text.parse_mode(mode or ("2770" if group else "0700"))
+            made = await _ask(vo, "mkvol", name=name, mode=bits, policy=policy, group=group)
         except RemoteError as error:
             if error.code == "EEXIST":
                 raise UsageError(f"a volume {name} exists already", "`xos fs volumes` lists them") from error

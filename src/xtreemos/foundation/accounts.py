@@ -1,7 +1,7 @@
-"""Uids of grid users on this node: one per (user, VO), durable, never given twice.
+"""Uids of grid users and gids of their VOs' groups on this node: one per (name, VO), durable, never given twice.
 
-A uid is a local matter: the grid's file system stores VO identity. It is never reused, because files, keyrings or processes of its
-former owner may still be here. The group of a user has the same number. Only members are entered, and only by whoever decides
+A number is a local matter: the grid's file system stores VO identity. It is never reused, because files, keyrings or processes of its
+former owner may still be here. A user's own group has the user's number; groups of a VO have numbers out of the same range. Only members are entered, and only by whoever decides
 membership: a *lookup* of a name must never make an account (else guessing names would). SQLite, one writer per node.
 """
 
@@ -27,11 +27,17 @@ CREATE TABLE IF NOT EXISTS account (
     vo   TEXT NOT NULL,
     UNIQUE (user, vo)
 ) STRICT;
+CREATE TABLE IF NOT EXISTS team (
+    gid  INTEGER PRIMARY KEY,  -- never a uid of the other table: users' own groups have those numbers
+    name TEXT NOT NULL,        -- of a group of the VO
+    vo   TEXT NOT NULL,
+    UNIQUE (name, vo)
+) STRICT;
 """
 
 
 class NameTaken(XosError):
-    """A local account of this machine has that name or number; the grid never shadows it."""
+    """A local account of this machine has that name or number, and the grid never shadows it; or a user has the name of a group."""
 
     fault = "environment"
     code = "name-taken"
@@ -58,8 +64,18 @@ class Account:
         return names.unix_name(self.user, self.vo)
 
 
+@dataclass(frozen=True, slots=True)
+class Team:
+    """A group of a VO on this node. `members`: users in it, sorted."""
+
+    name: str
+    vo: str
+    gid: int
+    members: tuple[str, ...]
+
+
 class Accounts:
-    """The node's table of uids, in `path` (SQLite). Not for several threads."""
+    """The node's table of numbers, in `path` (SQLite). Not for several threads."""
 
     def __init__(self, path: Path, *, passwd: Path = PASSWD, group: Path = GROUP) -> None:
         self._files = (passwd, group)
@@ -77,31 +93,43 @@ class Accounts:
         names.check_user(user)
         names.check_vo(vo)
         found = self.find(user, vo)
-        if found is not None:
-            return found
+        return self._enter("INSERT INTO account (uid, user, vo) VALUES (?, ?, ?)", user, vo) if found is None else found
+
+    def gid_for(self, group: str, vo: str) -> int:
+        """Return the gid of a group of a VO, entering it the first time. The caller knows that it has members.
+
+        Raises:
+            NameTaken: /etc/passwd or /etc/group has that name, or a user of the VO. UidsUsedUp: none is left. Nothing was entered.
+        """
+        names.check_user(group)
+        names.check_vo(vo)
+        if self.find(group, vo) is not None:  # the user's own group has that name
+            raise NameTaken(f"group {group} has the name of a user of VO {vo}", "its administrator should choose another name")
+        row = self._db.execute("SELECT gid FROM team WHERE name = ? AND vo = ?", (group, vo)).fetchone()
+        return int(row[0]) if row else self._enter("INSERT INTO team (gid, name, vo) VALUES (?, ?, ?)", group, vo)
+
+    def _enter(self, insert: str, name: str, vo: str) -> int:
         local_names, local_ids = local_accounts(*self._files)
-        if names.unix_name(user, vo) in local_names:
-            raise NameTaken(f"this machine has a local account {names.unix_name(user, vo)}", "its owner must rename it")
+        if names.unix_name(name, vo) in local_names:
+            raise NameTaken(f"this machine has a local account {names.unix_name(name, vo)}", "its owner must rename it")
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            uid = self._next(local_ids)
-            self._db.execute("INSERT OR IGNORE INTO account (uid, user, vo) VALUES (?, ?, ?)", (uid, user, vo))
+            number = self._next(local_ids)
+            self._db.execute(insert, (number, name, vo))
             self._db.execute("COMMIT")
         except BaseException:
             self._db.execute("ROLLBACK")
             raise
-        entered = self.find(user, vo)
-        assert entered is not None
-        return entered
+        return number
 
     def _next(self, local_ids: set[int]) -> int:
-        (last,) = self._db.execute("SELECT max(uid) FROM account").fetchone()
-        uid = names.FIRST_GRID_UID if last is None else last + 1
-        while uid in local_ids:
-            uid += 1
-        if uid > names.LAST_GRID_UID:
+        (last,) = self._db.execute("SELECT max(number) FROM (SELECT uid AS number FROM account UNION ALL SELECT gid FROM team)").fetchone()
+        number = names.FIRST_GRID_UID if last is None else last + 1
+        while number in local_ids:
+            number += 1
+        if number > names.LAST_GRID_UID:
             raise UidsUsedUp("no uid is left for grid users on this machine", "found the node anew on an empty machine")
-        return uid
+        return int(number)
 
     def find(self, user: str, vo: str) -> int | None:
         """Return the uid of a user who was entered before, else None."""
@@ -116,6 +144,10 @@ class Accounts:
     def all(self) -> list[Account]:
         """Everybody ever entered, by uid."""
         return [Account(*row) for row in self._db.execute("SELECT user, vo, uid FROM account ORDER BY uid")]
+
+    def teams(self, vo: str) -> list[str]:
+        """Names of all groups of a VO ever entered."""
+        return [row[0] for row in self._db.execute("SELECT name FROM team WHERE vo = ?", (vo,))]
 
     def close(self) -> None:
         """Close the file."""
@@ -137,10 +169,13 @@ def local_accounts(passwd: Path = PASSWD, group: Path = GROUP) -> tuple[set[str]
     return found_names, numbers
 
 
-def write_snapshot(path: Path, accounts: Iterable[Account], *, shell: str = "/bin/bash", sandbox_shell: str = "/bin/bash") -> None:
+def write_snapshot(
+    path: Path, accounts: Iterable[Account], teams: Iterable[Team] = (), *, shell: str = "/bin/bash", sandbox_shell: str = "/bin/bash"
+) -> None:
     """Write what `userdb` answers from, replaced atomically; it notices by itself.
 
-    Form: JSON `{"users": [{"user", "vo", "uid", "home", "sandbox_home", "shell", "sandbox_shell"}]}`.
+    Form: JSON `{"users": [{"user", "vo", "uid", "home", "sandbox_home", "shell", "sandbox_shell"}], "groups": [{"group", "vo", "gid",
+    "members"}]}`.
     """
     users = [
         {
@@ -155,6 +190,7 @@ def write_snapshot(path: Path, accounts: Iterable[Account], *, shell: str = "/bi
         for account in accounts
     ]
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    temporary.write_text(json.dumps({"users": users}))
+    groups = [{"group": team.name, "vo": team.vo, "gid": team.gid, "members": list(team.members)} for team in teams]
+    temporary.write_text(json.dumps({"users": users, "groups": groups}))
     os.chmod(temporary, 0o644)  # names and uids are public on the machine, as /etc/passwd is
     temporary.replace(path)

@@ -47,17 +47,47 @@ def error(name: str, **parameters: Any) -> Reply:
 
 
 class Directory:
-    """The users that one socket answers for; pure. `vo` None: all of the machine, by Unix names."""
+    """The users and groups that one socket answers for; pure. `vo` None: all of the machine, by Unix names."""
 
-    def __init__(self, users: list[dict[str, Any]], vo: str | None, local_names: frozenset[str]) -> None:
+    def __init__(
+        self,
+        users: list[dict[str, Any]],
+        vo: str | None,
+        local_names: frozenset[str],
+        groups: list[dict[str, Any]] | tuple[()] = (),
+    ) -> None:
+        self.vo = vo
+        self.local_names = local_names
         self.by_name: dict[str, dict[str, Any]] = {}
         self.by_uid: dict[int, dict[str, Any]] = {}
-        for user in users:
-            if vo is not None and user["vo"] != vo:
+        self._enter_users(users)
+        self.groups = {name: {"name": name, "uid": user["uid"]} for name, user in self.by_name.items()}  # everybody's own
+        self.members: dict[str, list[str]] = {}
+        self._enter_groups(groups, {(user["user"], user["vo"]): user["uid"] for user in users})
+        self.by_gid = {group["uid"]: group for group in self.groups.values()}
+
+    def _shown(self, name: str, vo: str) -> str | None:
+        """Return under which name something of a VO is shown here; None if it cannot be."""
+        if self.vo is not None and vo != self.vo:
+            return None
+        shown = f"{name}.{vo}" if self.vo is None or name in self.local_names else name
+        return None if shown in self.local_names else shown  # /etc/passwd always wins: the protocol itself detects no collisions
+
+    def _enter_groups(self, groups: list[dict[str, Any]] | tuple[()], uids: dict[tuple[str, str], int]) -> None:
+        for group in groups:
+            name = self._shown(group["group"], group["vo"])
+            if name is None or name in self.groups:
                 continue
+            self.groups[name] = {"name": name, "uid": group["gid"]}
+            found = [self.by_uid.get(uids.get((user, group["vo"]), -1)) for user in group["members"]]
+            self.members[name] = [user["name"] for user in found if user is not None]
+
+    def _enter_users(self, users: list[dict[str, Any]]) -> None:
+        vo = self.vo
+        for user in users:
             unix_name = f"{user['user']}.{user['vo']}"
-            name = unix_name if vo is None or user["user"] in local_names else user["user"]
-            if name in local_names:  # /etc/passwd always wins: the protocol itself detects no collisions
+            name = self._shown(user["user"], user["vo"])
+            if name is None:
                 continue
             home = user["home"] if vo is None else user["sandbox_home"]
             shell = user["shell"] if vo is None else user.get("sandbox_shell", user["shell"])
@@ -78,7 +108,7 @@ class Directory:
         if parameters.get("service") != SERVICE:
             return [error("BadService")]
         if method.endswith("GetMemberships"):
-            return [self._memberships(parameters)]
+            return self._memberships(parameters)
         return [self._record(parameters, "user" if method.endswith("GetUserRecord") else "group", privileged=privileged)]
 
     def _record(self, parameters: dict[str, Any], kind: str, *, privileged: bool) -> Reply:
@@ -90,8 +120,9 @@ class Directory:
             return error("org.varlink.service.InvalidParameter", parameter=name_key)
         if number is not None and (not _is_int(number)):
             return error("org.varlink.service.InvalidParameter", parameter=id_key)
-        by_name = self.by_name.get(name) if name is not None else None
-        by_id = self.by_uid.get(number) if number is not None else None
+        names, numbers = (self.by_name, self.by_uid) if kind == "user" else (self.groups, self.by_gid)
+        by_name = names.get(name) if name is not None else None
+        by_id = numbers.get(number) if number is not None else None
         found = by_name or by_id
         if found is None:
             return error("NoRecordFound")
@@ -101,11 +132,19 @@ class Directory:
             return error("NonMatchingRecordFound")
         return _user_reply(found, privileged=privileged) if kind == "user" else _group_reply(found)
 
-    def _memberships(self, parameters: dict[str, Any]) -> Reply:
-        """Grid users are in their own group only, and that one is not told as a membership."""
-        if parameters.get("userName") is None and parameters.get("groupName") is None:
-            return error("EnumerationNotSupported")
-        return error("NoRecordFound")
+    def _memberships(self, parameters: dict[str, Any]) -> list[Reply]:
+        """Tell who is in which group of a VO, a reply for each; that users are in their own groups is not told as a membership."""
+        user, group = parameters.get("userName"), parameters.get("groupName")
+        if user is None and group is None:
+            return [error("EnumerationNotSupported")]
+        rows = [
+            {"userName": member, "groupName": name}
+            for name, members in self.members.items() if group in (None, name)
+            for member in members if user in (None, member)
+        ]  # fmt: skip
+        if not rows:
+            return [error("NoRecordFound")]
+        return [{"parameters": row, **({"continues": True} if at < len(rows) else {})} for at, row in enumerate(rows, 1)]
 
 
 def _is_int(value: Any) -> bool:
@@ -154,16 +193,20 @@ def local_names(paths: tuple[str, ...] = ("/etc/passwd", "/etc/group")) -> froze
     return frozenset(found)
 
 
-def load_snapshot(path: str) -> list[dict[str, Any]]:
-    """Read the snapshot; raises OSError or ValueError if it is missing or not one."""
+def load_snapshot(path: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Read users and groups from the snapshot; raises OSError or ValueError if it is missing or not one."""
     with open(path, encoding="utf-8") as file:
-        users = json.load(file)["users"]
+        found = json.load(file)
+    users, groups = found["users"], found.get("groups", [])
     for user in users:
         if not isinstance(user["uid"], int) or not all(
             isinstance(user[key], str) for key in ("user", "vo", "home", "sandbox_home", "shell")
         ):
             raise ValueError("a user of the snapshot is malformed")
-    return list(users)
+    for group in groups:
+        if not isinstance(group["gid"], int) or not all(isinstance(text, str) for text in (group["group"], group["vo"], *group["members"])):
+            raise ValueError("a group of the snapshot is malformed")
+    return list(users), list(groups)
 
 
 class _Connection:
@@ -188,6 +231,7 @@ class Server:
         self._vo_sockets = vo_sockets
         self._seen: tuple[Any, ...] = ()
         self._users: list[dict[str, Any]] = []
+        self._groups: list[dict[str, Any]] = []
         self._directories: dict[str | None, Directory] = {}
         self._listeners: dict[str | None, socket.socket] = {}
         self._connections: dict[int, _Connection] = {}
@@ -224,7 +268,7 @@ class Server:
             return
         self._seen = seen
         try:
-            self._users = load_snapshot(self._snapshot)
+            self._users, self._groups = load_snapshot(self._snapshot)
         except (OSError, ValueError, KeyError, TypeError) as problem:
             print(f"userdb: keeping the old answers: {problem}", file=sys.stderr, flush=True)
         local = local_names()
@@ -234,7 +278,7 @@ class Server:
                 self._listen(vo)
         for gone in [vo for vo in self._listeners if vo is not None and vo not in vos]:
             self._unlisten(gone)
-        self._directories = {vo: Directory(self._users, vo, local) for vo in (None, *self._listeners)}
+        self._directories = {vo: Directory(self._users, vo, local, self._groups) for vo in (None, *self._listeners)}
 
     def step(self, timeout_s: float) -> None:
         """Serve what is ready, at most `timeout_s` of waiting; drop who is too slow."""

@@ -95,6 +95,7 @@ class LocalJobs:
         self.home: Callable[[str, str, int], Awaitable[Path]] = _folder_home
         self.keep_ticket: Callable[[str, bytes], Awaitable[None]] = _no_ticket
         self.shared: Callable[[str], tuple[sandbox.Bind, ...]] = lambda _vo: ()
+        self.gids: Callable[[str, str], tuple[int, ...]] = lambda _user, _vo: ()
         self.adopt_net: Callable[[str | None], str | None] = lambda _path: None
         self._jobd: rpc.Peer | None = None
         self._system = sandbox.probe_system()
@@ -506,6 +507,7 @@ class LocalJobs:
         return SandboxSpec(
             uid=uid,
             gid=uid,
+            groups=self.gids(spec.user, spec.vo),
             hostname=self.node,
             argv=tuple(spec.argv),
             env=tuple(env.items()),

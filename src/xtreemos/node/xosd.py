@@ -105,6 +105,7 @@ class Xosd:
             give_net=self._give_net,
             allowed=self._allowed,
         )
+        self.jobs.gids = self.guests.gids
         self.arrays = Arrays(self.jobs)
         self.deposits = Deposits()
         self.service = JobService(self.jobs, self.deposits)

@@ -77,6 +77,8 @@ class Members:
         """Enter a user and make the one-time token for it; answers `{user, token, expires_at}`."""
         desk, now = self.desk, self.desk.now()
         user, roles = names.check_user(params.user), check_roles(params.roles)
+        if any(user in one.groups for one in await desk.registry.users.all()):
+            raise AlreadyThere(f"VO {desk.vo} has a group {user}", "choose another name: a user has a group of that name, too")
 
         def enter(old: User | None) -> User:
             if old is None:
@@ -193,6 +195,9 @@ class Members:
         """Put a user into these groups and no others: what they may do there is said by policies. Answers `{user, groups}`."""
         name, groups = names.check_user(params.user), check_groups(params.groups)
         held = await self._held(name)
+        for group in groups:
+            if await self.desk.registry.users.get(group) is not None:
+                raise AlreadyThere(f"VO {self.desk.vo} has, or had, a user {group}", "choose another name: a user has a group of that name, too")
 
         def decide(user: User | None) -> User:
             return msgspec.structs.replace(user or held, groups=groups)

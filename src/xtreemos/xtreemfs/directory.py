@@ -25,12 +25,13 @@ _TYPES: dict[str, type[AnyRecord]] = {"mrc": MrcRecord, "osd": OsdRecord, "volum
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """One view of the directory. Keys: node names of servers, names of volumes; `members`: user -> roles in the VO."""
+    """One view of the directory. Keys: node names of servers, names of volumes; `members`: user -> roles, `groups`: user -> groups in the VO."""
 
     mrcs: Mapping[str, MrcRecord] = {}
     osds: Mapping[str, OsdRecord] = {}
     volumes: Mapping[str, VolumeRecord] = {}
     members: Mapping[str, tuple[str, ...]] = {}
+    groups: Mapping[str, tuple[str, ...]] = {}
     revoked: Mapping[str, bytes] = {}
     """Records of withdrawn credentials as the registry holds them (`vo.revocation`), by their keys; they only grow."""
 
@@ -86,7 +87,7 @@ def with_record(state: State, key: str, value: bytes | None) -> State:
 
 
 class FolderDirectory:
-    """A directory in a folder: `KEY.json` per record, `members.json`. For one machine's processes of one user."""
+    """A directory in a folder: `KEY.json` per record, `members.json`, `groups.json`. For one machine's processes of one user."""
 
     def __init__(self, folder: Path, *, vo: str, node: str) -> None:
         self.vo = vo
@@ -126,8 +127,9 @@ class FolderDirectory:
         state = State()
         for name, _time in rows:
             text = (self._folder / name).read_bytes()
-            if name == "members.json":
-                state = msgspec.structs.replace(state, members=msgspec.json.decode(text, type=dict[str, tuple[str, ...]]))
+            if name in {"members.json", "groups.json"}:
+                table = msgspec.json.decode(text, type=dict[str, tuple[str, ...]])
+                state = msgspec.structs.replace(state, **{name.removesuffix(".json"): table})
             else:
                 state = with_record(state, name.removesuffix(".json"), text)
         self._seen, self.state = tuple(rows), state

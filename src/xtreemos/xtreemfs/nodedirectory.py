@@ -98,10 +98,13 @@ def applied(state: State, key: str, value: Any) -> State:
     kind, _dot, name = key.partition(".")
     try:
         if kind == "user":
-            members = {user: roles for user, roles in state.members.items() if user != name}
+            members, groups = dict(state.members), dict(state.groups)
+            members.pop(name, None)
+            groups.pop(name, None)
             if value is not None and (user := PublicUser.from_bytes(value)).state == "active":
                 members[name] = user.roles
-            return msgspec.structs.replace(state, members=members)
+                groups[name] = user.groups
+            return msgspec.structs.replace(state, members=members, groups=groups)
         if kind == "revoked" and value is not None:
             return msgspec.structs.replace(state, revoked={**state.revoked, key: value})
         return with_record(state, key, value)

@@ -1,4 +1,4 @@
-"""What the mount process of a grid node knows of people: local uids from the node's snapshot of the VO's members, and their tickets.
+"""What the mount process of a grid node knows of people: local numbers from the node's snapshot of the VO's members and groups, and tickets.
 
 The snapshot is what xosd writes for `userdb` (RUN/userdb.json), so names and numbers are those that programs see. Tickets are kept
 in memory and in a root-only folder of the run directory: a restarted mount process goes on for everybody who works here.
@@ -37,8 +37,10 @@ class NodeIdentities:
         self._vo = vo
         self._clock = clock
         self._seen_ns = 0
-        self._uids: dict[str, int] = {}
-        self._users: dict[int, str] = {}
+        self.changes = 0
+        """How many snapshots were read: numbers may differ from one to the next."""
+        self._numbers: dict[tuple[Literal["u", "g"], str], int] = {}
+        self._names: dict[tuple[Literal["u", "g"], int], str] = {}
         self._tickets: dict[str, list[tuple[Ticket, bytes]]] = {}
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._load()
@@ -93,19 +95,19 @@ class NodeIdentities:
         rows = [row for row in self._tickets.get(user or "", []) if row[0].expires_at > now]
         return rows[-1][1] if rows else b""
 
-    def local_id(self, kind: Literal["u", "g"], name: str) -> int:  # noqa: ARG002  # a user's own group has the user's number
-        """Return the uid (or own group) of a member on this node, NOBODY if there is none."""
-        if name not in self._uids:
-            self._look()
-        return self._uids.get(name, NOBODY)
+    def local_id(self, kind: Literal["u", "g"], name: str) -> int:
+        """Return the uid of a member or the gid of a group on this node, NOBODY if there is none."""
+        if (kind, name) not in self._numbers:
+            self.look()
+        return self._numbers.get((kind, name), NOBODY)
 
-    def name_of(self, kind: Literal["u", "g"], number: int) -> str | None:  # noqa: ARG002
-        """Return whose uid (or own group) a number is in this VO, None if nobody's."""
-        if number not in self._users:
-            self._look()
-        return self._users.get(number)
+    def name_of(self, kind: Literal["u", "g"], number: int) -> str | None:
+        """Return which member's uid or group's gid a number is in this VO, None if nobody's."""
+        if (kind, number) not in self._names:
+            self.look()
+        return self._names.get((kind, number))
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Read the snapshot again if it is a new one."""
         try:
             changed_ns = self._snapshot.stat().st_mtime_ns
@@ -113,10 +115,13 @@ class NodeIdentities:
             return
         if changed_ns == self._seen_ns:
             return
-        rows = [row for row in json.loads(self._snapshot.read_text())["users"] if row["vo"] == self._vo]
-        self._uids = {row["user"]: row["uid"] for row in rows}
-        self._users = {row["uid"]: row["user"] for row in rows}
+        found = json.loads(self._snapshot.read_text())
+        rows: list[tuple[Literal["u", "g"], str, int]] = [("u", row["user"], row["uid"]) for row in found["users"] if row["vo"] == self._vo]
+        rows += [("g", row["group"], row["gid"]) for row in found.get("groups", []) if row["vo"] == self._vo]
+        self._numbers = {(kind, name): number for kind, name, number in rows}
+        self._names = {(kind, number): name for kind, name, number in rows}
         self._seen_ns = changed_ns
+        self.changes += 1
 
 
 class OwnerRoot:

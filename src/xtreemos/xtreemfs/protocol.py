@@ -457,13 +457,17 @@ class TestLock(Message, frozen=True, array_like=True):
 
 
 class MakeVolume(Message, frozen=True, array_like=True):
-    """`mrc.mkvol` -> VolumeRecord as a map. `kind` "home" is made for the actor itself, once; its record if it is there."""
+    """`mrc.mkvol` -> VolumeRecord as a map. `kind` "home" is made for the actor itself, once; its record if it is there.
+
+    `group`: the top folder belongs to this group of the VO, and what is made in it gets permissions as far as that folder has them.
+    """
 
     who: Who
     name: str
     kind: str
     mode: int
     policy: dict[str, int | str] = {}  # msgspec copies defaults
+    group: str = ""
 
 
 class RemoveVolume(Message, frozen=True, array_like=True):
@@ -545,7 +549,7 @@ class Names(Message, frozen=True, array_like=True):
 
 
 class Numbers(Message, frozen=True, array_like=True):
-    """`mrc.numbers` -> list of principal numbers for these (kind, name), given now to members who had none; -1 for who is no member."""
+    """`mrc.numbers` -> list of principal numbers for these (kind, name), given now to members and groups that had none; -1 for others."""
 
     names: tuple[tuple[Literal["u", "g"], str], ...]
 

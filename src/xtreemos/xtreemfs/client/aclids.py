@@ -1,4 +1,4 @@
-"""Access control lists between a node and the VO: the kernel checks local uids and gids, the MRC keeps principals.
+"""Owners and access control lists between a node and the VO: the kernel checks local uids and gids, the MRC keeps principals.
 
 A name that this node does not know is shown as nobody's; an entry for somebody who is no member of the VO is refused.
 """
@@ -45,20 +45,29 @@ async def to_numbers(session: Session, identities: Identities, value: bytes) -> 
         rows = acl.decode(value)
     except ValueError:
         raise FuseError(errno.EINVAL) from None
-    return acl.encode(acl.make([(tag, perm, await _number(session, identities, tag, ident)) for tag, perm, ident in rows]))
+    return acl.encode(acl.make([(tag, perm, await _kept(session, identities, tag, ident)) for tag, perm, ident in rows]))
 
 
-async def _number(session: Session, identities: Identities, tag: int, ident: int) -> int:
+async def _kept(session: Session, identities: Identities, tag: int, ident: int) -> int:
     kind = _KINDS.get(tag)
-    if kind is None:
-        return ident
-    number = session.principals.number(kind, ident)
+    number = ident if kind is None else await number_of(session, identities, kind, ident)
     if number is None:
-        name = identities.name_of(kind, ident)
-        if name is None:
-            raise FuseError(errno.EINVAL)
-        (number,) = await session.link.call("mrc.numbers", protocol.Numbers(((kind, name),)), tuple[int, ...])
-        if number < 0:
-            raise FuseError(errno.EINVAL)
-        session.principals.learn((number,), (Principal(kind, number, name),))
+        raise FuseError(errno.EINVAL)
     return number
+
+
+async def number_of(session: Session, identities: Identities, kind: Literal["u", "g"], local: int) -> int | None:
+    """Return the VO's number for a local id, asked for if need be; None if it is nobody's in the VO."""
+    number = session.principals.number(kind, local)
+    if number is not None:
+        return number
+    whose: tuple[Literal["u", "g"], ...] = ("g", "u") if kind == "g" else ("u",)  # a user's own group has the user's number
+    for one in whose:
+        name = identities.name_of(one, local)
+        if name is not None:
+            (number,) = await session.link.call("mrc.numbers", protocol.Numbers(((one, name),)), tuple[int, ...])
+            if number < 0:
+                return None
+            session.principals.learn((number,), (Principal(one, number, name),))
+            return number
+    return None

@@ -30,7 +30,7 @@ class Identities(Protocol):
         """Return the ticket of who works here as local `uid`; b"" if nobody does (rights of a stranger)."""
 
     def local_id(self, kind: Literal["u", "g"], name: str) -> int:
-        """Return the local id of a user or group of the VO; NOBODY if this node has none for it."""
+        """Return the local id of a user or group of the VO; NOBODY if this node has none for it. Users' own groups are no groups here."""
 
     def name_of(self, kind: Literal["u", "g"], number: int) -> str | None:
         """Return the VO's name of a local id; None if it is nobody's."""

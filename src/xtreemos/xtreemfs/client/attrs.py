@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -123,7 +124,7 @@ class AttrOps(FileOps):
 
     async def _set(self, session: Session, inode: Inode, q: m.SetAttr) -> Inode:
         client = self.client
-        uid, gid = self._number(session, "u", q.uid_new), self._number(session, "g", q.gid_new)
+        uid, gid = await self._number(session, "u", q.uid_new), await self._number(session, "g", q.gid_new)
         now = time.time_ns()
         atime, mtime = _given(q.atime_ns, now=q.atime_now), _given(q.mtime_ns, now=q.mtime_now)
         flags = (ATIME_NOW if q.atime_now else 0) | (MTIME_NOW if q.mtime_now else 0)
@@ -157,11 +158,10 @@ class AttrOps(FileOps):
         await client.learn(session, [inode.attr])
         return inode
 
-    @staticmethod
-    def _number(session: Session, kind: str, local: int | None) -> int:
+    async def _number(self, session: Session, kind: Literal["u", "g"], local: int | None) -> int:
         if local is None or local == 0xFFFFFFFF:
             return -1
-        number = session.principals.number("u" if kind == "u" else "g", local)
+        number = await aclids.number_of(session, self.client.identities, kind, local)
         if number is None:
             raise FuseError(errno.EPERM)
         return number

@@ -158,11 +158,12 @@ class Desk:
         ]  # fmt: skip
 
     async def _mkvol(self, call: ServerCall) -> Any:
-        """Make a shared volume {name, mode, policy}; answers {name, path, mrc}."""
+        """Make a shared volume {name, mode, policy, group}; answers {name, path, mrc}."""
         name, uid = str(call.params.get("name")), self._uid(call)
         mode, policy = int(call.params.get("mode") or 0o700), dict(call.params.get("policy") or {})
+        group = str(call.params.get("group") or "")
         made = await self._ask(
-            self._mrc_for(name), "mrc.mkvol", uid, lambda who: protocol.MakeVolume(who, name, "shared", mode, policy)
+            self._mrc_for(name), "mrc.mkvol", uid, lambda who: protocol.MakeVolume(who, name, "shared", mode, policy, group)
         )
         record = await self._known(msgspec.convert(made, VolumeRecord))
         return {"name": record.name, "path": str(self._mountpoint / record.name), "mrc": record.mrc}

@@ -89,6 +89,11 @@ def mode_of(acl: Acl) -> int:
     return (_perm(acl, USER_OBJ) or 0) << 6 | (group or 0) << 3 | (_perm(acl, OTHER) or 0)
 
 
+def of_mode(mode: int) -> Acl:
+    """Return the ACL that says what nine permission bits say."""
+    return Entry(USER_OBJ, mode >> 6 & 7, NO_ID), Entry(GROUP_OBJ, mode >> 3 & 7, NO_ID), Entry(OTHER, mode & 7, NO_ID)
+
+
 def with_mode(acl: Acl, mode: int) -> Acl:
     """Return the ACL after a chmod to `mode`: owner and others follow, the group bits set the mask (or the group if there is none)."""
     group_tag = MASK if _perm(acl, MASK) is not None else GROUP_OBJ

@@ -1,6 +1,7 @@
 """On whose behalf requests are made: tickets become actors of one connection, and actors become principals for the machine.
 
-It decides who somebody is, never what they may do. Every refusal is told to the audit.
+It decides who somebody is, never what they may do. Who is in which group comes from the VO's registry, as it is at each request: neither a
+ticket nor the node that asks has a say in it. Every refusal is told to the audit.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ Audit = Callable[[str, str, str], None]
 
 
 class Actor(msgspec.Struct, frozen=True):
-    """One actor. `user` is "" for nobody and for a local root without a name; `root_of`: acts as root of this volume."""
+    """One actor. `user` is "" for nobody and for a local root without a name; `root_of`: acts as root of this volume.
+
+    `groups`: of the VO, as they were when `cred` was made.
+    """
 
     user: str
     roles: frozenset[str]
@@ -61,6 +65,7 @@ class Actor(msgspec.Struct, frozen=True):
     node: str
     sid: str = ""
     ticket: bytes = b""
+    groups: tuple[str, ...] = ()
 
     @property
     def is_admin(self) -> bool:
@@ -85,6 +90,7 @@ class Actors:
         numbers: Callable[[tuple[tuple[str, str], ...]], list[int]],
         owner_of: Callable[[int], str | None],
         roles_of: Callable[[str], frozenset[str]],
+        groups_of: Callable[[str], tuple[str, ...]],
         audit: Audit,
         clock: Callable[[], float],
     ) -> None:
@@ -95,6 +101,7 @@ class Actors:
             numbers: gives principals (kind, name) their numbers.
             owner_of: volume id -> its owner's name, None if there is no such volume.
             roles_of: user -> roles, for a server without tickets.
+            groups_of: user -> groups of the VO they are in now.
             audit: takes refusals.
             clock: seconds since 1970.
         """
@@ -102,6 +109,7 @@ class Actors:
         self._numbers = numbers
         self._owner_of = owner_of
         self._roles_of = roles_of
+        self._groups_of = groups_of
         self._audit = audit
         self._clock = clock
         self._tables: dict[Peer, dict[int, Actor]] = {}
@@ -120,8 +128,9 @@ class Actors:
         except XosError as error:
             self._audit(str(peer.caller), "mrc.act", error.message)
             raise
-        cred = self._cred(held, root=bool(m.root_of))
-        actor = Actor(held.user, held.roles, cred, m.root_of, held.expires_at, node, held.sid, m.ticket)
+        groups = self._groups_of(held.user)
+        cred = self._cred(held.user, groups, root=bool(m.root_of))
+        actor = Actor(held.user, held.roles, cred, m.root_of, held.expires_at, node, held.sid, m.ticket, groups)
         table = self._tables.get(peer)
         if table is None:
             table = self._tables[peer] = {}
@@ -157,18 +166,22 @@ class Actors:
             who = held.user or "nobody"
             raise PermissionRefused(f"{who} does not own the volume", "only its owner or an administrator may act as its root")
 
-    def _cred(self, held: Any, *, root: bool) -> Cred:
-        if not held.user:
+    def _cred(self, user: str, groups: tuple[str, ...], *, root: bool) -> Cred:
+        if not user:
             return Cred(0, 0, (), root=True) if root else Cred(NOBODY, NOBODY)
-        wanted = (("u", held.user), *(("g", role) for role in sorted(held.roles)))
-        own, *groups = self._numbers(wanted)
-        return Cred(own, own, tuple(groups), root=root)
+        own, *numbers = self._numbers((("u", user), *(("g", group) for group in groups)))
+        return Cred(own, own, tuple(numbers), root=root)
 
     def get(self, peer: Peer, who: Who) -> Actor:
         """Return an actor of a connection; ActorUnknown: it is none, its ticket has ended or was withdrawn (`mrc.act` makes a new one)."""
-        actor = self._tables.get(peer, {}).get(who.actor)
+        table = self._tables.get(peer, {})
+        actor = table.get(who.actor)
         if actor is None or self._clock() >= actor.expires_at:
             raise ActorUnknown("that actor is unknown here or its ticket has ended", "show the ticket again")
+        groups = self._groups_of(actor.user)
+        if groups != actor.groups:
+            cred = self._cred(actor.user, groups, root=bool(actor.root_of))
+            actor = table[who.actor] = msgspec.structs.replace(actor, groups=groups, cred=cred)
         return actor
 
     def judge_again(self, kind: str, name: str) -> None:

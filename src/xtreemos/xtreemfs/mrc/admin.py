@@ -78,8 +78,8 @@ class Admin:
             if m.kind != "home" or row is None:
                 raise FsError(errno.EEXIST, f"a volume {name} exists already")
             return await self.tell(row)  # its making was cut off before DIR heard of it
-        cred = actor.cred
-        row = self._core.execute(do.MakeVolume(record, m.mode & 0o7777, cred.uid, cred.gid, time.time_ns()))
+        gid = self._group(call, actor, m.group) if m.group else actor.cred.gid
+        row = self._core.execute(do.MakeVolume(record, m.mode & 0o7777, actor.cred.uid, gid, time.time_ns(), bool(m.group)))
         await self._core.leasing.ordered(None)
         return await self.tell(row)
 
@@ -90,9 +90,18 @@ class Admin:
             raise PermissionRefused("that takes a user of the VO", "log in first")
         return actor
 
+    def _group(self, call: ServerCall, actor: Actor, group: str) -> int:
+        """Return the number of a group for which the actor may make a volume: its members and administrators of the VO may."""
+        if not any(group in groups for groups in self._core.directory.state.groups.values()):
+            raise UsageError(f"no member of the VO is in a group {group[:64]!r}", "an administrator says who is: `xos vo group USER GROUP...`")
+        if group not in actor.groups and not actor.is_admin:
+            self._audit(str(call.caller), call.method, f"{actor.user} is not in group {group}")
+            raise PermissionRefused(f"{actor.user} is not in group {group}", "a member of it or an administrator of the VO may do that")
+        return self.numbers((("g", group),))[0]
+
     @staticmethod
     def _check_name(m: p.MakeVolume, name: str) -> None:
-        if m.kind not in {"home", "shared"}:
+        if m.kind not in {"home", "shared"} or (m.kind == "home" and m.group):
             raise UsageError(f"{m.kind[:20]!r} is no kind of volume", "home or shared")
         if not _NAME.fullmatch(name) or (m.kind == "shared" and name.startswith(HOME_PREFIX)):
             raise UsageError(
@@ -209,12 +218,13 @@ class Admin:
         )
 
     async def numbers_of(self, call: ServerCall) -> list[int]:
-        """Numbers of members by name, so that an access list may name who has no file yet; nobody else gets one by being asked for."""
+        """Numbers of members and groups by name, for access lists and chgrp; no other name gets one by being asked for."""
         m = calls.message_of(call.params, p.Numbers)
         if len(m.names) > NAMES_MAX:
             raise FsError(errno.E2BIG)
-        members = self._core.directory.state.members
-        known = tuple(row for row in m.names if row[1] in members)
+        state = self._core.directory.state
+        real = {"u": set(state.members), "g": {group for groups in state.groups.values() for group in groups}}
+        known = tuple(row for row in m.names if row[1] in real.get(row[0], ()))
         given = dict(zip(known, self.numbers(known), strict=True)) if known else {}
         return await self._core.leasing.ordered([given.get(row, -1) for row in m.names])  # type: ignore[no-any-return]
 

@@ -169,13 +169,17 @@ class Principals(Command, frozen=True, array_like=True, tag=15):
 
 
 class MakeVolume(Command, frozen=True, array_like=True, tag=16):
-    """Make an empty volume, whose root belongs to `uid`. It is `new` until DIR knows it (`VolumeTold`)."""
+    """Make an empty volume, whose root belongs to `uid`. It is `new` until DIR knows it (`VolumeTold`).
+
+    `inherited`: what is made in it gets permissions as far as the root has them, by a default ACL, and so in spite of umasks.
+    """
 
     record: VolumeRecord
     mode: int
     uid: int
     gid: int
     now_ns: int
+    inherited: bool = False
 
 
 class VolumeTold(Command, frozen=True, array_like=True, tag=17):

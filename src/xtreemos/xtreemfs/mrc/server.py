@@ -142,6 +142,7 @@ class Server:
             numbers=self._numbers,
             owner_of=lambda volume: row.owner if (row := self.core.volumes.get(volume)) else None,
             roles_of=lambda user: frozenset(directory.state.members.get(user, ("member",))),
+            groups_of=lambda user: directory.state.groups.get(user, ()),
             audit=self._refuse,
             clock=time.time,
         )

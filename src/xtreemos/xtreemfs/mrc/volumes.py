@@ -11,6 +11,7 @@ import msgspec
 
 from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.model import FIRST_PRINCIPAL, make_ino
+from xtreemos.xtreemfs.mrc import acl as acls
 from xtreemos.xtreemfs.mrc import commands as do
 from xtreemos.xtreemfs.mrc import schema
 from xtreemos.xtreemfs.mrc.model import (
@@ -60,6 +61,7 @@ def make_volume(state: State, c: do.MakeVolume) -> Volume:
             version=state.seq,
             parent=ino,
             cookie=FIRST_COOKIE,
+            default_acl=acls.encode(acls.of_mode(c.mode)) if c.inherited else b"",
         )
     )
     state.charge(record.id, c.uid, 0, 1, check=False)
