@@ -25,7 +25,10 @@ def record(user="alice", until=NOW + 100, job=""):
 @pytest.fixture
 def make(tmp_path):
     rows = [{"user": "alice", "vo": "demo", "uid": 7001}, {"user": "bob", "vo": "other", "uid": 7002}]
-    groups = [{"group": "staff", "vo": "demo", "gid": 7003, "members": []}, {"group": "staff", "vo": "other", "gid": 7004, "members": ["bob"]}]
+    groups = [
+        {"group": "staff", "vo": "demo", "gid": 7003, "members": []},
+        {"group": "staff", "vo": "other", "gid": 7004, "members": ["bob"]},
+    ]
     (tmp_path / "userdb.json").write_text(json.dumps({"users": rows, "groups": groups}))
     return lambda now=NOW: NodeIdentities(tmp_path / "userdb.json", tmp_path / "tickets", vo="demo", clock=lambda: now)
 

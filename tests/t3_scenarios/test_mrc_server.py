@@ -552,13 +552,17 @@ def test_groups_are_what_the_registry_says_at_each_request(tmp_path):
         root = make_ino(record.id, 1)
         made = await b.create(root, "f", FILE | 0o666)
         ino = made.entry.attr.ino
-        students, own, nothing = await a.call("mrc.numbers", protocol.Numbers((("g", "students"), ("g", "bob"), ("g", "nosuch"))), tuple[int, ...])
+        students, own, nothing = await a.call(
+            "mrc.numbers", protocol.Numbers((("g", "students"), ("g", "bob"), ("g", "nosuch"))), tuple[int, ...]
+        )
         assert (made.entry.attr.gid, made.entry.attr.mode & 0o777, nothing, own) == (students, 0o660, -1, -1)
         assert [row.name for row in await a.call("mrc.names", protocol.Names((students,)), list[Principal])] == ["students"]
         await refused(errno.EACCES, e.lookup(root, "f"))
         await refused(errno.EACCES, e.acquire(ino, 1, "r"))
         mine = await e.create(make_ino((await e.mkvol("own")).id, 1), "mine")
-        await refused(errno.EPERM, e.call("mrc.setattr", protocol.SetAttr(e.who, mine.entry.attr.ino, time.time_ns(), gid=students)))
+        await refused(
+            errno.EPERM, e.call("mrc.setattr", protocol.SetAttr(e.who, mine.entry.attr.ino, time.time_ns(), gid=students))
+        )
         await b.acquire(ino, 2, "rw")
         in_groups(grid, alice=["students"], eve=["students"])
         await refused(errno.EACCES, b.lookup(root, "f"))

@@ -50,7 +50,10 @@ def mkvol(
         str | None, typer.Option(metavar="MODE", help="Permissions of its top folder; 0700 by default, 2770 with --group.")
     ] = None,
     group: Annotated[
-        str, typer.Option(metavar="GROUP", help="For this group of the VO: all of it is the group's to change, whatever umask its members have.")
+        str,
+        typer.Option(
+            metavar="GROUP", help="For this group of the VO: all of it is the group's to change, whatever umask its members have."
+        ),
     ] = "",
     as_json: Json = False,
     vo: Vo = None,

@@ -123,7 +123,9 @@ class Accounts:
         return number
 
     def _next(self, local_ids: set[int]) -> int:
-        (last,) = self._db.execute("SELECT max(number) FROM (SELECT uid AS number FROM account UNION ALL SELECT gid FROM team)").fetchone()
+        (last,) = self._db.execute(
+            "SELECT max(number) FROM (SELECT uid AS number FROM account UNION ALL SELECT gid FROM team)"
+        ).fetchone()
         number = names.FIRST_GRID_UID if last is None else last + 1
         while number in local_ids:
             number += 1
@@ -170,7 +172,12 @@ def local_accounts(passwd: Path = PASSWD, group: Path = GROUP) -> tuple[set[str]
 
 
 def write_snapshot(
-    path: Path, accounts: Iterable[Account], teams: Iterable[Team] = (), *, shell: str = "/bin/bash", sandbox_shell: str = "/bin/bash"
+    path: Path,
+    accounts: Iterable[Account],
+    teams: Iterable[Team] = (),
+    *,
+    shell: str = "/bin/bash",
+    sandbox_shell: str = "/bin/bash",
 ) -> None:
     """Write what `userdb` answers from, replaced atomically; it notices by itself.
 

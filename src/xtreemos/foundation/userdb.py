@@ -204,7 +204,9 @@ def load_snapshot(path: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
         ):
             raise ValueError("a user of the snapshot is malformed")
     for group in groups:
-        if not isinstance(group["gid"], int) or not all(isinstance(text, str) for text in (group["group"], group["vo"], *group["members"])):
+        if not isinstance(group["gid"], int) or not all(
+            isinstance(text, str) for text in (group["group"], group["vo"], *group["members"])
+        ):
             raise ValueError("a group of the snapshot is malformed")
     return list(users), list(groups)
 

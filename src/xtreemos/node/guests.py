@@ -50,7 +50,9 @@ class Guests:
             self._written = found
 
     def _teams(self, vo: str, users: Mapping[str, PublicUser]) -> list[Team]:
-        members: dict[str, list[str]] = {group: [] for group in self._accounts.teams(vo)}  # files of a group that is empty keep its name
+        members: dict[str, list[str]] = {
+            group: [] for group in self._accounts.teams(vo)
+        }  # files of a group that is empty keep its name
         for user, record in sorted(users.items()):
             for group in record.groups:
                 members.setdefault(group, []).append(user)

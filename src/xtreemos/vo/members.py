@@ -157,7 +157,11 @@ class Members:
     async def members(self, _caller: Caller, _params: NoParams) -> dict[str, Any]:
         """Answer `{members: [{user, state, roles, groups}]}`, sorted by name; removed ones are left out."""
         found = [user for user in await self.desk.registry.users.all() if user.state != "removed"]
-        return {"members": [{"user": user.name, "state": user.state, "roles": list(user.roles), "groups": list(user.groups)} for user in found]}
+        return {
+            "members": [
+                {"user": user.name, "state": user.state, "roles": list(user.roles), "groups": list(user.groups)} for user in found
+            ]
+        }
 
     async def suspend(self, caller: Caller, params: UserParams) -> dict[str, Any]:
         """Stop a user at once: no log-in, no renewal, every credential void. Answers `{user, state}`."""
@@ -197,7 +201,9 @@ class Members:
         held = await self._held(name)
         for group in groups:
             if await self.desk.registry.users.get(group) is not None:
-                raise AlreadyThere(f"VO {self.desk.vo} has, or had, a user {group}", "choose another name: a user has a group of that name, too")
+                raise AlreadyThere(
+                    f"VO {self.desk.vo} has, or had, a user {group}", "choose another name: a user has a group of that name, too"
+                )
 
         def decide(user: User | None) -> User:
             return msgspec.structs.replace(user or held, groups=groups)

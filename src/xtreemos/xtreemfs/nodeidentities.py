@@ -116,7 +116,9 @@ class NodeIdentities:
         if changed_ns == self._seen_ns:
             return
         found = json.loads(self._snapshot.read_text())
-        rows: list[tuple[Literal["u", "g"], str, int]] = [("u", row["user"], row["uid"]) for row in found["users"] if row["vo"] == self._vo]
+        rows: list[tuple[Literal["u", "g"], str, int]] = [
+            ("u", row["user"], row["uid"]) for row in found["users"] if row["vo"] == self._vo
+        ]
         rows += [("g", row["group"], row["gid"]) for row in found.get("groups", []) if row["vo"] == self._vo]
         self._numbers = {(kind, name): number for kind, name, number in rows}
         self._names = {(kind, number): name for kind, name, number in rows}

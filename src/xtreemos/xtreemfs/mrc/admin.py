@@ -93,10 +93,14 @@ class Admin:
     def _group(self, call: ServerCall, actor: Actor, group: str) -> int:
         """Return the number of a group for which the actor may make a volume: its members and administrators of the VO may."""
         if not any(group in groups for groups in self._core.directory.state.groups.values()):
-            raise UsageError(f"no member of the VO is in a group {group[:64]!r}", "an administrator says who is: `xos vo group USER GROUP...`")
+            raise UsageError(
+                f"no member of the VO is in a group {group[:64]!r}", "an administrator says who is: `xos vo group USER GROUP...`"
+            )
         if group not in actor.groups and not actor.is_admin:
             self._audit(str(call.caller), call.method, f"{actor.user} is not in group {group}")
-            raise PermissionRefused(f"{actor.user} is not in group {group}", "a member of it or an administrator of the VO may do that")
+            raise PermissionRefused(
+                f"{actor.user} is not in group {group}", "a member of it or an administrator of the VO may do that"
+            )
         return self.numbers((("g", group),))[0]
 
     @staticmethod
