@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SOAK = Path(__file__).parents[2] / "bench/soak.py"
 
 
+@pytest.mark.timeout(300)
 def test_programs_and_jobs_end_right_while_daemons_die_and_a_core_node_is_cut_off():
     kept = os.environ.get("XOS_CHAOS_LAB")  # for work on the test: a lab that is up already and stays up
     lab = ["--lab", kept] if kept else ["--name", "t5chaos"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from gridkit import until
 
 JOBS = 20
+LABS = Path(os.environ.get("HOME", "/root")) / ".local/state/xtreemos/lab"
 
 
 def started(grid, script: str) -> subprocess.Popen[bytes]:
@@ -81,6 +84,12 @@ def test_every_xosd_dies_at_one_instant_and_all_programs_and_jobs_end_right_and_
     assert [rows[job]["exit"]["code"] for job in ids] == [number % 7 for number in range(1, JOBS + 1)]
     for job in ids:
         assert grid.out(f"xos logs {job}").split() == [job]  # it ran once
+    for name in names:  # or a daemon that dies between that note and the start could not tell that nothing was started
+        store = LABS / grid.name / "nodes" / name / "state/node/jobs.sqlite"
+        with contextlib.closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as db:
+            assert db.execute("SELECT count(*) FROM attempt WHERE life = ''").fetchone() == (0,), (
+                "jobs were given to no life of jobd"
+            )
     strike.wait_back()
 
 
@@ -101,8 +110,7 @@ def test_a_job_that_is_called_off_while_it_starts_gets_the_signal_that_was_sent(
 
 
 def test_a_second_log_in_is_refused_leaves_the_first_as_it_was_and_opens_no_session(grid):
-    home = Path(os.environ.get("HOME", "/root"))
-    password = json.loads((home / ".local/state/xtreemos/lab" / grid.name / "users.json").read_text())["alice"]
+    password = json.loads((LABS / grid.name / "users.json").read_text())["alice"]
     before = grid.out("xos whoami --json; xos vo sessions")
     running = started(grid, "xos run --node n2 -- sh -c 'echo up; sleep 4; exit 9'")
     assert running.stdout.readline() == b"up\n"
