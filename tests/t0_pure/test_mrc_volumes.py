@@ -2,13 +2,14 @@
 
 import errno
 
+import msgspec
 import pytest
 
 from mrc_kit import ALICE, BOB, FILE, LAYOUT, ROOT, SUPER, World, refused
 from xtreemos.xtreemfs.errors import FsError
-from xtreemos.xtreemfs.model import FIRST_PRINCIPAL, OsdRecord, VolumePolicy, VolumeRecord, make_ino
+from xtreemos.xtreemfs.model import FIRST_PRINCIPAL, WIDTH_MAX, OsdRecord, VolumePolicy, VolumeRecord, make_ino
 from xtreemos.xtreemfs.mrc import commands as do
-from xtreemos.xtreemfs.mrc import placing
+from xtreemos.xtreemfs.mrc import placing, schema
 from xtreemos.xtreemfs.mrc.model import Cred, Usage, Writer
 
 
@@ -56,9 +57,17 @@ def test_garbage_stays_until_every_osd_has_answered(world):
     world.unlink("f")
     world.run(do.Deleted("n1", (made.ino, 12345)))
     assert world.state.all_garbage(0, 10) == [(made.ino, ("n2",))]
+    assert world.state.garbage_width(made.ino) == len(LAYOUT.replicas[0].osds)
     world.run(do.Deleted("n1", (made.ino,)))
     world.run(do.Deleted("n2", (made.ino,)))
     assert world.state.all_garbage(0, 10) == []
+
+
+def test_garbage_of_which_no_width_was_written_down_may_have_any(world):
+    world.kv.put(schema.GARBAGE + schema.pack64(77), msgspec.msgpack.encode(["n1", "n2"]))
+    assert (world.state.garbage(77), world.state.garbage_width(77)) == (("n1", "n2"), WIDTH_MAX)
+    world.run(do.Deleted("n1", (77,)))
+    assert (world.state.garbage(77), world.state.garbage_width(77)) == (("n2",), WIDTH_MAX)
 
 
 def test_quotas_refuse_growth_before_it_happens():

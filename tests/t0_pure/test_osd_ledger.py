@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from xtreemos.xtreemfs.osd import blocks
 from xtreemos.xtreemfs.osd.ledger import Ledger
-from xtreemos.xtreemfs.osd.model import Key, Mark, data_name, key_of, sums_name
+from xtreemos.xtreemfs.osd.model import Key, Mark, data_name, folders_with, key_of, sums_name
 
 KEY = Key(1 << 40 | 7, 0)
 
@@ -96,6 +96,10 @@ def test_names_of_columns_are_read_back_and_sums_are_no_columns(ino, column):
     key = Key(ino, column)
     assert key_of(data_name(key)) == key
     assert key_of(sums_name(key)) is None
+    folder = data_name(key).partition("/")[0]
+    together = folders_with(folder)
+    assert folder in together
+    assert all(folders_with(name) == together for name in together)
 
 
 @given(st.integers(0, 1 << 40), st.integers(0, 1 << 17))

@@ -20,7 +20,7 @@ from xtreemos.xtreemfs import protocol as p
 from xtreemos.xtreemfs.calls import params
 from xtreemos.xtreemfs.capability import Signer
 from xtreemos.xtreemfs.errors import FsError
-from xtreemos.xtreemfs.model import SUM_BYTES, make_ino
+from xtreemos.xtreemfs.model import SUM_BYTES, WIDTH_MAX, make_ino
 from xtreemos.xtreemfs.osd.blocks import sums_of
 from xtreemos.xtreemfs.osd.model import Key, data_name
 
@@ -62,7 +62,17 @@ def write_of(shown, at=0, data=b"x"):
         (lambda: p.Rights(rights().session, rights().session), "cannot be read"),
         (lambda: p.Rights(b"", b""), "0 bytes"),
     ],
-    ids=["forged", "wrong-mode", "session-over", "expired", "wrong-vo", "unknown-mrc", "other-client", "token-as-capability", "empty"],
+    ids=[
+        "forged",
+        "wrong-mode",
+        "session-over",
+        "expired",
+        "wrong-vo",
+        "unknown-mrc",
+        "other-client",
+        "token-as-capability",
+        "empty",
+    ],
 )
 def test_a_write_without_the_right_is_refused_audited_and_leaves_nothing(tmp_path, shown, why):
     async def use(osds):
@@ -153,6 +163,21 @@ def test_only_an_mrc_may_fence_and_delete(tmp_path, method, message):
     with_osds(tmp_path, use)
 
 
+def test_a_file_is_deleted_up_to_the_width_that_was_told(tmp_path):
+    async def use(osds):
+        file = osds.file("n1", "n1", "n1")
+        await file.write(0, bytes(3 * file.layout.object_bytes))
+        assert path_of(osds, column=2).exists()
+        for width in (0, WIDTH_MAX + 1):
+            with pytest.raises(RemoteError):
+                await raw(osds, "osd.delete", p.OsdDelete((INO,), width))
+        assert path_of(osds).exists()
+        await raw(osds, "osd.delete", p.OsdDelete((INO,), 3))
+        assert not [name for name in osds.folder.rglob("*") if f"{INO:016x}" in name.name]
+
+    with_osds(tmp_path, use)
+
+
 def test_deleting_frees_the_space_at_once_for_good_and_twice_is_no_error(tmp_path):
     async def use(osds):
         file = osds.file()
@@ -162,7 +187,9 @@ def test_deleting_frees_the_space_at_once_for_good_and_twice_is_no_error(tmp_pat
         for _time in range(2):
             await raw(osds, "osd.delete", p.OsdDelete((INO,)))
             assert not path_of(osds).exists()
-            held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.islink(f"/proc/self/fd/{fd}")]
+            held = [
+                os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.islink(f"/proc/self/fd/{fd}")
+            ]
             assert not [name for name in held if f"{INO:016x}" in name]
         with pytest.raises(FsError) as caught:  # a late writer must not bring it back
             await osds.file(epoch=9).write(0, b"x")

@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from xtreemos.xtreemfs.model import Attr, Layout
+from xtreemos.xtreemfs.model import WIDTH_MAX, Attr, Layout
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -95,6 +95,17 @@ class Release(Message, frozen=True, array_like=True):
     """Writes were given up and may still arrive at the OSDs: the file must be fenced."""
 
 
+RELEASES_MAX = 256
+"""Of one message."""
+
+
+class Releases(Message, frozen=True, array_like=True):
+    """`mrc.releases` -> [int...], for each in its order 0, or the errno that `mrc.release` would have had; all of them are done."""
+
+    releases: tuple[Release, ...]
+    """At most RELEASES_MAX."""
+
+
 class Update(Message, frozen=True, array_like=True):
     """`mrc.update` -> Attr; also in a Release. What a WRITE holder changed by itself; -1 means unchanged. Refused (ESTALE) under an older epoch."""
 
@@ -107,6 +118,17 @@ class Update(Message, frozen=True, array_like=True):
     atime_ns: int = -1
     mode: int = -1
     """Only to clear set-user-id and set-group-id bits after a write."""
+
+
+UPDATES_MAX = 256
+"""Of one message: each is a record of the log, and all are executed in one step."""
+
+
+class Updates(Message, frozen=True, array_like=True):
+    """`mrc.updates` -> [int...], for each in its order 0, or the errno that `mrc.update` would have had; the others are done all the same."""
+
+    updates: tuple[Update, ...]
+    """At most UPDATES_MAX."""
 
 
 class Renew(Message, frozen=True, array_like=True):
@@ -661,6 +683,8 @@ class OsdDelete(Message, frozen=True, array_like=True):
     """`osd.delete` (MRC) -> None: these files are gone; space is free when it returns, a repeated call changes nothing."""
 
     inos: tuple[int, ...]
+    width: int = WIDTH_MAX
+    """None of them ever had a column with this number or a larger one, so these need not be looked for."""
 
 
 class OsdStatus(Message, frozen=True, array_like=True):

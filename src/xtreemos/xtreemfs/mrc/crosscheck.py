@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from xtreemos.xtreemfs.model import NUMBER_BITS, SUM_BYTES, Layout, Replica, VolumeRecord
+from xtreemos.xtreemfs.model import NUMBER_BITS, SUM_BYTES, WIDTH_MAX, Layout, Replica, VolumeRecord
 from xtreemos.xtreemfs.mrc import schema
 from xtreemos.xtreemfs.mrc.checking import Picture, Problem, Repair, find_home
 from xtreemos.xtreemfs.mrc.model import ROOT_NUMBER, Inode
@@ -158,7 +158,7 @@ def _strays(seen: Picture, state: State, columns: Columns, mrc: str, volumes: Ma
 
 def _discard(ino: int, osds: Iterable[str]) -> Repair:
     layout = Layout(LAYOUT_VERSION, SUM_BYTES, (Replica(tuple(osds)),))
-    return lambda state: state.add_garbage(ino, layout)
+    return lambda state: state.add_garbage(ino, layout, WIDTH_MAX)  # which columns, no layout says
 
 
 def _rescue(ino: int, held: Mapping[int, list[tuple[str, ColumnRow]]], record: VolumeRecord) -> Repair:

@@ -58,9 +58,9 @@ class Osds:
             await asyncio.sleep(wait_s)
             wait_s = min(FENCE_AGAIN_S_MAX, wait_s * 2)
 
-    async def delete(self, osd: str, inos: tuple[int, ...]) -> None:
-        """Delete all columns of these files on one OSD; RemoteError or Unreachable if that is not known to be done."""
-        await self._call(osd, "osd.delete", OsdDelete(inos))
+    async def delete(self, osd: str, inos: tuple[int, ...], width: int) -> None:
+        """Delete all columns of these files, none wider than `width`, on one OSD; RemoteError or Unreachable if that is not known to be done."""
+        await self._call(osd, "osd.delete", OsdDelete(inos, width))
 
     async def close(self) -> None:
         """End all connections."""

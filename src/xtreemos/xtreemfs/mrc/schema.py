@@ -12,7 +12,7 @@ that begins with an inode number lists one volume in one range. Values are Messa
 | `x` | ino 8, name | value (raw) | one row per xattr; ACLs are not here but in the inode |
 | `o` | ino 8 | "" | an inode without a name that somebody has open (who: the lease table knows, from the clients) |
 | `w` | ino 8, client | `Writer` | a client may write the file and its end is not noted: if it dies, the size is asked from the OSDs (client "": being fenced) |
-| `g` | ino 8 | list of OSD names | a file that is gone, whose OSDs have not all answered its deletion |
+| `g` | ino 8 | list: number of columns (none in old rows: 64), OSD names | a file that is gone, whose OSDs have not all answered its deletion |
 | `v` | id 4 | `Volume` | |
 | `V` | name | id 4 (raw) | names are unique among volumes that are not gone |
 | `k` | id 4 | 8 (raw) | largest inode number given in the volume |

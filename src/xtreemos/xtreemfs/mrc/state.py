@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, TypeVar
 import msgspec
 
 from xtreemos.xtreemfs.errors import FsError
-from xtreemos.xtreemfs.model import NUMBER_BITS, Layout, make_ino
+from xtreemos.xtreemfs.model import NUMBER_BITS, WIDTH_MAX, Layout, make_ino
 from xtreemos.xtreemfs.mrc import schema
 from xtreemos.xtreemfs.mrc.kv import Kv
 from xtreemos.xtreemfs.mrc.model import HAS_XATTRS, TYPE_SHIFT, Cold, Inode, Name, Session, Usage, Volume, Writer
@@ -28,8 +28,9 @@ _to_volume: Final = msgspec.msgpack.Decoder(Volume).decode
 _to_usage: Final = msgspec.msgpack.Decoder(Usage).decode
 _to_session: Final = msgspec.msgpack.Decoder(Session).decode
 _to_writer: Final = msgspec.msgpack.Decoder(Writer).decode
-_to_osds: Final = msgspec.msgpack.Decoder(tuple[str, ...]).decode
+_to_garbage: Final = msgspec.msgpack.Decoder(tuple[int | str, ...]).decode
 _NOTHING: Final = Usage()
+_NO_GARBAGE: Final = _encode(())
 
 
 class Change(NamedTuple):
@@ -221,23 +222,29 @@ class State:
             self.kv.delete(schema.COLD + schema.pack64(ino))
         self.charge(inode.volume, inode.uid, -inode.size if inode.is_file else 0, -1)
 
-    def add_garbage(self, ino: int, layout: Layout | None) -> None:
-        """Remember that a file's columns are to be deleted on its OSDs."""
+    def add_garbage(self, ino: int, layout: Layout | None, width: int = 0) -> None:
+        """Remember that a file's columns are to be deleted on its OSDs: those of its layout, or the first `width`."""
         osds = sorted({osd for replica in layout.replicas for osd in replica.osds}) if layout else []
-        if osds:
-            self.kv.put(schema.GARBAGE + schema.pack64(ino), _encode(osds))
+        if osds and layout is not None:
+            width = width or max(len(replica.osds) for replica in layout.replicas)
+            self.kv.put(schema.GARBAGE + schema.pack64(ino), _encode((width, *osds)))
 
     def garbage(self, ino: int) -> tuple[str, ...]:
         """Return the OSDs that have not answered the deletion of a file yet."""
         data = self.kv.get(schema.GARBAGE + schema.pack64(ino))
-        return _to_osds(data) if data is not None else ()
+        return _osds_of(data) if data is not None else ()
+
+    def garbage_width(self, ino: int) -> int:
+        """Return how many columns a deleted file had at most."""
+        row = _to_garbage(self.kv.get(schema.GARBAGE + schema.pack64(ino)) or _NO_GARBAGE)
+        return next((item for item in row if isinstance(item, int)), WIDTH_MAX)
 
     def garbage_done(self, ino: int, osd: str) -> None:
         """Note that an OSD has deleted its columns of a file."""
         left = [name for name in self.garbage(ino) if name != osd]
         key = schema.GARBAGE + schema.pack64(ino)
         if left:
-            self.kv.put(key, _encode(left))
+            self.kv.put(key, _encode((self.garbage_width(ino), *left)))
         else:
             self.kv.delete(key)
 
@@ -245,7 +252,7 @@ class State:
         """Return at most `limit` rows (ino, OSDs to ask) with larger inode numbers than `after`."""
         start = schema.GARBAGE + schema.pack64(after + 1)
         rows = self.kv.scan(start, schema.prefix_range(schema.GARBAGE)[1], limit)
-        return [(schema.ino_of(key), _to_osds(value)) for key, value in rows]
+        return [(schema.ino_of(key), _osds_of(value)) for key, value in rows]
 
     # -- volumes, sessions, principals -----------------------------------------------------------------------------------
 
@@ -300,3 +307,7 @@ class State:
         """Return (kind, name) of a principal's number, None if nobody has it."""
         data = self.kv.get(schema.NUMBER + schema.pack32(number)) if 0 <= number < 1 << 32 else None
         return (data[:1].decode(), data[1:].decode()) if data is not None else None
+
+
+def _osds_of(row: bytes) -> tuple[str, ...]:
+    return tuple(item for item in _to_garbage(row) if isinstance(item, str))

@@ -165,7 +165,7 @@ class Worker:
             await self.core.leasing.ordered(None)  # nothing is deleted whose end is not on the disk
             for start in range(0, len(inos), DELETE_BATCH):
                 batch = tuple(inos[start : start + DELETE_BATCH])
-                await self._osds.delete(osd, batch)
+                await self._osds.delete(osd, batch, max(map(self.core.state.garbage_width, batch)))
                 self.core.execute(do.Deleted(osd, batch))
             self._patience.answered(osd)
         except XosError as error:

@@ -275,7 +275,9 @@ class Service:
         self._only_mrc(call.caller)
         if len(message.inos) > INOS_MAX:
             raise FsError(errno.EINVAL, f"more than {INOS_MAX} files in one call")
-        await self._store.delete(message.inos)
+        if not 0 < message.width <= WIDTH_MAX:
+            raise FsError(errno.EINVAL, f"no file has {message.width} columns")
+        await self._store.delete(message.inos, message.width)
 
     async def _status(self, call: ServerCall) -> dict[str, Any]:
         message_of(call.params, OsdStatus)

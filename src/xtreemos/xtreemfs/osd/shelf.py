@@ -105,17 +105,17 @@ class Shelf:
 
     # ----------------------------------------------------------------------------------------------------------- removing
 
-    def rows_of_gone(self, ino: int, now_s: int) -> Rows:
+    def rows_of_gone(self, ino: int, now_s: int, width: int = WIDTH_MAX) -> Rows:
         """Rows that say a file is deleted; durable before `remove`, so that a crash between them leaves nothing behind for good."""
         rows: dict[bytes, bytes | None] = {gone_row(ino): encode_time(now_s), fence_row(ino): None}
-        for column in range(WIDTH_MAX):
+        for column in range(width):
             rows[mark_row(Key(ino, column))] = None
         return rows
 
-    def remove(self, ino: int) -> tuple[int, int]:
-        """Remove all columns of a file; nothing happens to what is not there. Returns (bytes that they took, how many they were)."""
+    def remove(self, ino: int, width: int = WIDTH_MAX) -> tuple[int, int]:
+        """Remove the columns of a file below number `width`; nothing happens to what is not there. Returns (bytes that they took, how many they were)."""
         freed = columns = 0
-        for number in range(WIDTH_MAX):
+        for number in range(width):
             key = Key(ino, number)
             taken = self.disk.unlink(data_name(key))
             if taken is not None:

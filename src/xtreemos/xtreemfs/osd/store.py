@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from xtreemos.xtreemfs.capability import Fence
 from xtreemos.xtreemfs.errors import FsError
-from xtreemos.xtreemfs.model import SUM_BYTES
+from xtreemos.xtreemfs.model import SUM_BYTES, WIDTH_MAX
 from xtreemos.xtreemfs.osd.column import Column, Mismatch
 from xtreemos.xtreemfs.osd.commits import Committer
 from xtreemos.xtreemfs.osd.damage import Damage
@@ -403,8 +403,8 @@ class Store:
 
     # ------------------------------------------------------------------------------------------------------------ removing
 
-    async def delete(self, inos: Iterable[int]) -> None:
-        """Remove files. Their space is free when it returns (a descriptor that was lent keeps its own); again: no change."""
+    async def delete(self, inos: Iterable[int], width: int = WIDTH_MAX) -> None:
+        """Remove files, which have columns below number `width` only. Their space is free when it returns (a descriptor that was lent keeps its own); again: no change."""
         now_s = int(self.now())
         fresh = [ino for ino in inos if ino not in self._gone]
         self._gone.update(fresh)
@@ -415,9 +415,9 @@ class Store:
         for shelf in self.shelves:
             rows: dict[bytes, bytes | None] = {}
             for ino in fresh:
-                rows |= shelf.rows_of_gone(ino, now_s)
+                rows |= shelf.rows_of_gone(ino, now_s, width)
             await self.commit(shelf, rows)
-            freed, columns = await self.thread(_remove, shelf, fresh)
+            freed, columns = await self.thread(_remove, shelf, fresh, width)
             self.space.used(-freed)
             self.columns -= columns
         for ino in fresh:
@@ -539,6 +539,6 @@ def _take(column: Column, bad: list[int]) -> None:
     column.retake([block for block in bad if block * SUM_BYTES < column.length])
 
 
-def _remove(shelf: Shelf, inos: list[int]) -> tuple[int, int]:
-    freed = [shelf.remove(ino) for ino in inos]
+def _remove(shelf: Shelf, inos: list[int], width: int) -> tuple[int, int]:
+    freed = [shelf.remove(ino, width) for ino in inos]
     return sum(row[0] for row in freed), sum(row[1] for row in freed)
