@@ -125,6 +125,39 @@ def test_fsync_tells_a_size_and_keeps_the_lease(tmp_path):
     run(tmp_path, work)
 
 
+def test_many_updates_in_one_message_count_each_for_itself(tmp_path):
+    async def work(grid):
+        a, root = await world(grid)
+        made = [(await a.create(root, name)).entry for name in ("f", "g", "h")]
+        rows = [protocol.Update(entry.attr.ino, entry.epoch, size=5) for entry in made]
+        rows[1] = protocol.Update(made[1].attr.ino, made[1].epoch - 1, size=5)
+        assert await a.call("mrc.updates", protocol.Updates(tuple(rows)), list[int]) == [0, errno.ESTALE, 0]
+        too_many = protocol.Updates(tuple(rows[:1] * (protocol.UPDATES_MAX + 1)))
+        await refused(errno.EINVAL, a.call("mrc.updates", too_many))
+        await grid.stop()
+        await grid.start()
+        assert [grid.server.core.state.inode(entry.attr.ino).size for entry in made] == [5, 0, 5]
+
+    run(tmp_path, work)
+
+
+def test_many_releases_in_one_message_count_each_for_itself(tmp_path):
+    async def work(grid):
+        a, root = await world(grid)
+        made = [(await a.create(root, name)).entry for name in ("f", "g")]
+        words = [protocol.Update(entry.attr.ino, entry.epoch + late, size=7) for late, entry in enumerate(made)]
+        rows = tuple(protocol.Release(word.ino, 0, update=word) for word in words)
+        assert await a.call("mrc.releases", protocol.Releases(rows), list[int]) == [0, errno.ESTALE]
+        too_many = protocol.Releases(rows[:1] * (protocol.RELEASES_MAX + 1))
+        await refused(errno.EINVAL, a.call("mrc.releases", too_many))
+        b = await grid.client(b"local:alice")
+        for entry, size in zip(made, (7, 0), strict=True):
+            assert (await b.acquire(entry.attr.ino)).attr.size == size
+        assert not a.recalls, "both were given back, the refused one too"
+
+    run(tmp_path, work)
+
+
 def test_a_change_of_a_name_recalls_that_name_only(tmp_path):
     async def work(grid):
         a, root = await world(grid)

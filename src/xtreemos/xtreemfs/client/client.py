@@ -20,7 +20,7 @@ from xtreemos.xtreemfs import protocol
 from xtreemos.xtreemfs.client.actors import Identities
 from xtreemos.xtreemfs.client.coherent import granted
 from xtreemos.xtreemfs.client.data import FileData, data_of
-from xtreemos.xtreemfs.client.inodes import Changed, Inode, Inodes
+from xtreemos.xtreemfs.client.inodes import Inode, Inodes
 from xtreemos.xtreemfs.client.links import NONE
 from xtreemos.xtreemfs.client.lockbook import LockBook
 from xtreemos.xtreemfs.client.osds import Dialer, PatientOsds
@@ -34,7 +34,7 @@ from xtreemos.xtreemfs.fuse.driver import Session as Kernel
 from xtreemos.xtreemfs.fuse.errors import FuseError
 from xtreemos.xtreemfs.lease import holder_model as h
 from xtreemos.xtreemfs.model import VO_ROOT_INO, Attr, Capability, Level, Principal, VolumeRecord, make_ino, volume_of
-from xtreemos.xtreemfs.protocol import Grant
+from xtreemos.xtreemfs.protocol import Grant, Update
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,9 @@ class Client:
         self._client_id = client_id or secrets.token_hex(16)
         self._former = former
         self._dialer = dialer
+        self._routed = directory.state
+        self._routes: dict[int, Session] = {}
+        """By volume, as the directory's state `_routed` says."""
         self._giving: set[int] = set()
         self._giving_handle: asyncio.TimerHandle | None = None
         self._telling_handle: asyncio.TimerHandle | None = None
@@ -112,10 +115,17 @@ class Client:
 
     def session_of(self, ino: int) -> Session:
         """Return the session with the MRC that has an inode. FuseError(ESTALE): its volume is not known (any more)."""
-        record = self.directory.state.volume_by_id(volume_of(ino))
-        if record is None:
-            raise FuseError(errno.ESTALE)
-        return self.session_at(record.mrc)
+        state = self.directory.state
+        if state is not self._routed:
+            self._routed, self._routes = state, {}
+        volume = volume_of(ino)
+        session = self._routes.get(volume)
+        if session is None:
+            record = state.volume_by_id(volume)
+            if record is None:
+                raise FuseError(errno.ESTALE)
+            session = self._routes[volume] = self.session_at(record.mrc)
+        return session
 
     def session_at(self, mrc: str) -> Session:
         """Return the session with the MRC on a node."""
@@ -251,17 +261,44 @@ class Client:
     def _tell_all(self) -> None:
         self._telling_handle = None
         untold, self.untold = self.untold, {}
+        ready = []
         for inode in untold.values():
-            if inode.changed and not (inode.data is not None and inode.data.dirty):
-                self.start(self._tell_quietly(inode))
-            elif inode.changed:
+            if inode.changed and inode.data is not None and inode.data.dirty:
                 self.tell_later(inode)
+            elif inode.changed:
+                ready.append(inode)
+        self.start(self._tell_quietly(ready))
 
-    async def _tell_quietly(self, inode: Inode) -> None:
+    async def _tell_quietly(self, inodes: Iterable[Inode]) -> None:
+        """Tell of many inodes by few messages. What is not heard or refused is said by the release, or the lease is lost."""
+        by_session: dict[Session, list[tuple[Inode, Update]]] = {}
+        for inode in inodes:
+            try:
+                session = self.session_of(inode.ino)
+            except FuseError as gone:  # the volume
+                log.debug("telling of inode %x: %s", inode.ino, gone)
+                continue
+            update = inode.update(session.holder.epoch(inode.ino))
+            if update is not None and update.epoch:
+                by_session.setdefault(session, []).append((inode, update))
+        await asyncio.gather(
+            *(
+                self._tell_some(session, rows[at : at + protocol.UPDATES_MAX])
+                for session, rows in by_session.items()
+                for at in range(0, len(rows), protocol.UPDATES_MAX)
+            )
+        )
+
+    async def _tell_some(self, session: Session, rows: list[tuple[Inode, Update]]) -> None:
+        message = protocol.Updates(tuple(update for _inode, update in rows))
         try:
-            await self.tell(inode)
+            answers = await session.link.call("mrc.updates", message, tuple[int, ...], again=True)
         except FuseError as error:
-            log.debug("telling of inode %x: %s", inode.ino, error)  # the release will say it, or the lease is lost
+            log.debug("telling of %d inodes: %s", len(rows), error)
+            return
+        for (inode, update), refused in zip(rows, answers, strict=False):
+            if not refused:
+                self._told(session, inode, update)
 
     async def tell(self, inode: Inode) -> None:
         """Tell the MRC what was changed under the WRITE lease; durable when it returns. FuseError(ESTALE): the lease is lost."""
@@ -270,6 +307,10 @@ class Client:
         if update is None or not update.epoch:
             return
         await session.link.call("mrc.update", update, Attr, again=True)
+        self._told(session, inode, update)
+
+    @staticmethod
+    def _told(session: Session, inode: Inode, update: Update) -> None:
         inode.told(update)
         if not inode.changed and not (inode.data is not None and inode.data.dirty):
             inode.dirty_told = False
@@ -305,7 +346,7 @@ class Client:
         """The last name of an inode is gone and nobody has it open here: what is unwritten need not be written."""
         if inode.data is not None:
             inode.data.discard()
-        inode.changed = Changed(0)
+        inode.changed = 0
         inode.dirty_told = False
         self.untold.pop(inode.ino, None)
         self.session_of(inode.ino).feed(h.Cleaned(inode.ino))
@@ -315,7 +356,7 @@ class Client:
         """Write everything back and tell it all; what fails was logged and will be told to who has the file open."""
         dirty = list(self.store.dirty_files)
         await asyncio.gather(*(data.flush() for data in dirty))
-        await asyncio.gather(*(self._tell_quietly(inode) for inode in self.inodes if inode.changed))
+        await self._tell_quietly(inode for inode in self.inodes if inode.changed)
 
     # ------------------------------------------------------------------------------------------------------------- life
 

@@ -149,7 +149,7 @@ class FileOps(OpenOps):
                 await client.kernel.invalidate_inode(client.node_of(inode.ino), offset, written)
             if go.direct:
                 await client.data_of(inode).flush()
-                inode.changed = Changed(0)
+                inode.changed = 0
             return written
 
         if span is not None and client.coherence.passes(session, inode, span, Level.WRITE):

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from enum import IntFlag
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -28,15 +27,15 @@ Span = tuple[int, int]
 """First byte, and the byte behind the last."""
 
 
-class Changed(IntFlag):
-    """What the holder of a WRITE lease has changed and not told."""
+class Changed:
+    """Bits of what the holder of a WRITE lease has changed and not told; plain numbers, for they are looked at with each request."""
 
-    SIZE = 1
-    BLOCKS = 2
-    MTIME = 4
-    CTIME = 8
-    ATIME = 16
-    MODE = 32
+    SIZE: Final = 1
+    BLOCKS: Final = 2
+    MTIME: Final = 4
+    CTIME: Final = 8
+    ATIME: Final = 16
+    MODE: Final = 32
 
 
 class Inode:
@@ -51,7 +50,7 @@ class Inode:
     def __init__(self, ino: int, attr: Attr) -> None:
         self.ino = ino
         self.attr = attr
-        self.changed = Changed(0)
+        self.changed = 0
         self.mode, self.size, self.blocks = attr.mode, attr.size, attr.blocks
         self.atime_ns, self.mtime_ns, self.ctime_ns = attr.atime_ns, attr.mtime_ns, attr.ctime_ns
         self.fresh = False
@@ -153,7 +152,7 @@ class Inode:
 
     def forget_changes(self) -> None:
         """What was changed here is void."""
-        self.changed = Changed(0)
+        self.changed = 0
         self.take_attr(self.attr)
 
     def keep_name(self, name: bytes, ino: int) -> None:

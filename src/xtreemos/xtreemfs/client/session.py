@@ -71,7 +71,10 @@ class Session:
         self._refused: dict[int, int] = {}
         self._call: ClientCall | None = None
         self._opening: h.OpenSession | None = None
+        self._releases: list[h.SendRelease] = []
+        """Those that a task which is about to run will send; more may be added until it does."""
         self._wake: asyncio.TimerHandle | None = None
+        self._wake_s = 0.0
         self.recalls = 0
         self.suspensions = 0
 
@@ -189,12 +192,15 @@ class Session:
         self._arm()
 
     def _arm(self) -> None:
-        due = self.holder.next_wake()
+        due_s = self.holder.next_wake()
         if self._wake is not None:
+            if self._wake_s <= due_s:  # it may come too early
+                return
             self._wake.cancel()
             self._wake = None
-        if due != float("inf"):
-            self._wake = asyncio.get_running_loop().call_later(max(0.0, due - now_s()), self._tick)
+        if due_s != float("inf"):
+            self._wake_s = due_s
+            self._wake = asyncio.get_running_loop().call_later(max(0.0, due_s - now_s()), self._tick)
 
     def _tick(self) -> None:
         self._wake = None
@@ -207,6 +213,7 @@ class Session:
             case h.Fail():
                 self._went_wrong(effect)
             case h.Ask():
+                self._releases = []  # what comes behind this must not overtake it
                 self._start(self._ask(effect))
             case h.Flush():
                 self._start(self._flush(effect.ino))
@@ -215,14 +222,17 @@ class Session:
                 self._coherent.drop(effect.ino, effect.level, effect.names)
                 self._start(self._invalidate(effect))
             case h.SendRelease():
-                self._start(self._release(effect))
+                self._release_soon(effect)
             case h.SendForget():
+                self._releases = []
                 self._start(self._forget(effect.inos))
             case h.FailDirty():
                 self._coherent.fail_dirty(effect.ino)
             case h.SendRenew():
+                self._releases = []
                 self._start(self._renew())
             case h.OpenSession():
+                self._releases = []
                 self._opening = effect
             case h.Reopen():
                 if self._call is not None:  # the session ended while the connection stands: begin anew with both
@@ -300,12 +310,27 @@ class Session:
         await self._coherent.invalidate(effect.ino, effect.level, effect.names, again=effect.again)
         self.feed(h.Invalidated(effect.ino))
 
-    async def _release(self, effect: h.SendRelease) -> None:
-        update = self._coherent.last_word(effect.ino, effect.epoch) if effect.epoch else None
-        message = protocol.Release(effect.ino, effect.level, effect.seq, update, effect.pin, effect.through, effect.unsure)
-        if await self._tell("mrc.release", message):
-            self._coherent.released(effect.ino, effect.level, update)
-            self.feed(h.Released(effect.ino))
+    def _release_soon(self, effect: h.SendRelease) -> None:
+        """Releases that the holder gives one after the other, with no other message between them, travel together."""
+        if not self._releases or len(self._releases) >= protocol.RELEASES_MAX:
+            self._releases = []
+            self._start(self._release(self._releases))
+        self._releases.append(effect)
+
+    async def _release(self, effects: list[h.SendRelease]) -> None:
+        if self._releases is effects:
+            self._releases = []
+        rows = []
+        for effect in effects:
+            update = self._coherent.last_word(effect.ino, effect.epoch) if effect.epoch else None
+            rows.append(protocol.Release(effect.ino, effect.level, effect.seq, update, effect.pin, effect.through, effect.unsure))
+        told = await (
+            self._tell("mrc.release", rows[0]) if len(rows) == 1 else self._tell("mrc.releases", protocol.Releases(tuple(rows)))
+        )
+        if told:
+            for row in rows:
+                self._coherent.released(row.ino, Level(row.level), row.update)
+                self.feed(h.Released(row.ino))
 
     async def _forget(self, inos: tuple[int, ...]) -> None:
         if await self._tell("mrc.forget", protocol.Forget(inos)):
@@ -338,7 +363,11 @@ class Session:
         if peer is None:
             return False
         try:
-            await peer.call(method, calls.params(message))
+            answer = await peer.call(method, calls.params(message))
+            if answer is not None and any(answer):
+                log.warning(
+                    "%s refuses part of %s: %s", self.link.label, method, [errno.errorcode.get(row, row) for row in answer if row]
+                )
         except RemoteError as error:
             if is_session_over(error):
                 self.feed(h.SessionOver())

@@ -1,4 +1,4 @@
-"""Methods about sessions and leases: `mrc.session`, `renew`, `bye`, `act`, `acquire`, `release`, `update`, `forget`."""
+"""Methods about sessions and leases: `mrc.session`, `renew`, `bye`, `act`, `acquire`, `release`, `releases`, `update`, `updates`, `forget`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ class Opening:
         """Return method -> handler."""
         return {
             "mrc.session": self.session, "mrc.renew": self.renew, "mrc.bye": self.bye, "mrc.act": self.act,
-            "mrc.acquire": self.acquire, "mrc.release": self.release, "mrc.update": self.update, "mrc.forget": self.forget,
+            "mrc.acquire": self.acquire, "mrc.release": self.release,
+            "mrc.releases": self.releases, "mrc.update": self.update,
+            "mrc.updates": self.updates, "mrc.forget": self.forget,
         }  # fmt: skip
 
     # -- sessions --------------------------------------------------------------------------------------------------------
@@ -178,8 +180,23 @@ class Opening:
 
     async def release(self, call: ServerCall) -> None:
         """Give back, with the writer's last word; or declare passthrough."""
+        m, client = self._core.opened(call, p.Release)
+        refused = self._release(client, m)
+        await self._core.leasing.ordered(None, call)
+        if refused is not None:
+            raise refused
+
+    async def releases(self, call: ServerCall) -> list[int]:
+        """Many that no recall asked for apart, one after the other."""
+        m, client = self._core.opened(call, p.Releases)
+        if len(m.releases) > p.RELEASES_MAX:
+            raise FsError(errno.EINVAL, f"more than {p.RELEASES_MAX} releases in one message")
+        refusals = [self._release(client, one) for one in m.releases]
+        answer = [0 if refused is None else refused.errno for refused in refusals]
+        return await self._core.leasing.ordered(answer, call)  # type: ignore[no-any-return]
+
+    def _release(self, client: str, m: p.Release) -> FsError | None:
         core = self._core
-        m, client = core.opened(call, p.Release)
         held = core.leasing.table.held(client, m.ino)
         writes = Level.WRITE in (held.level, held.shared)
         refused: FsError | None = None
@@ -195,9 +212,7 @@ class Opening:
             self._note_end(client, m.ino, wrote=writes)
         if m.level == Level.NONE and not m.pin and not m.through:
             core.disallow(client, m.ino)
-        await core.leasing.ordered(None, call)
-        if refused is not None:
-            raise refused
+        return refused
 
     def _note_end(self, client: str, ino: int, *, wrote: bool) -> None:
         if not wrote:
@@ -212,6 +227,20 @@ class Opening:
         m, client = self._core.opened(call, p.Update)
         inode = self._apply(client, m)
         return await self._core.leasing.ordered(inode.attr(), call)
+
+    async def updates(self, call: ServerCall) -> list[int]:
+        """What a writer changed of many files that nobody waits for."""
+        m, client = self._core.opened(call, p.Updates)
+        if len(m.updates) > p.UPDATES_MAX:
+            raise FsError(errno.EINVAL, f"more than {p.UPDATES_MAX} updates in one message")
+        answer = []
+        for update in m.updates:
+            try:
+                self._apply(client, update)
+                answer.append(0)
+            except FsError as refused:
+                answer.append(refused.errno)
+        return await self._core.leasing.ordered(answer, call)  # type: ignore[no-any-return]
 
     def _apply(self, client: str, m: p.Update) -> Inode:
         """Refuses (ESTALE) who does not hold WRITE under that epoch."""
