@@ -586,6 +586,10 @@ class _UnixLink(_Link):
         if self._closed:
             return
         idle = not self._out
+        if idle and not fds:
+            data, tail = self._rest(data, tail)
+            if not data and not tail:
+                return  # as most often
         # The descriptors are ours until sent: the caller may close its own copies at once.
         self._out.append((memoryview(data), [os.dup(fd) for fd in fds or []]))
         if tail:
@@ -595,6 +599,19 @@ class _UnixLink(_Link):
             self._flush()
         if self._out_bytes > WRITE_HIGH_BYTES:
             self._writable.clear()
+
+    def _rest(self, data: bytes | memoryview, tail: Buffer) -> tuple[bytes | memoryview, Buffer]:
+        """Send what the socket takes at once, nothing else waiting; return what it did not take."""
+        try:
+            sent = self._sock.sendmsg((data, tail)) if tail else self._sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            return data, tail
+        except OSError:
+            self.close()
+            return b"", b""
+        if sent < len(data):
+            return memoryview(data)[sent:], tail
+        return b"", memoryview(tail)[sent - len(data) :]
 
     def _flush(self) -> None:
         while self._out:

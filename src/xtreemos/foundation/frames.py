@@ -9,7 +9,6 @@ sends them apart, `Decoder.space` receives them where they stay). Such a frame h
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -45,6 +44,9 @@ class Kind(IntEnum):
     CLOSE = 8
 
 
+_KINDS = {int(kind): kind for kind in Kind}
+
+
 class BadFrame(XosError):
     """The peer sent bytes that are no frame. The connection ends; nothing of the frame was acted on."""
 
@@ -52,8 +54,7 @@ class BadFrame(XosError):
     code = "bad-frame"
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(msgspec.Struct, frozen=True):
     """One frame. `body` is a MessagePack value for kinds 1-4, bytes for DATA, None for the rest.
 
     `stream` and `offset` have a meaning for DATA, ACK and EOF only (bytes from the start of the stream); `tail` and `fds` (how many
@@ -183,16 +184,17 @@ class Decoder:
 def _decode(kind: int, channel: int, body: memoryview) -> Frame:
     if kind & ATTACHED:
         return _decode_attached(kind & ~ATTACHED, channel, body)
-    if not Kind.CALL <= kind <= Kind.CLOSE:
+    known = _KINDS.get(kind)
+    if known is None:
         raise BadFrame(f"unknown frame kind {kind}")
     if kind <= Kind.EVENT:
-        return Frame(Kind(kind), channel, _value(body))
-    if kind == Kind.CLOSE:
+        return Frame(known, channel, _value(body))
+    if known is Kind.CLOSE:
         return Frame(Kind.CLOSE, channel)
     if len(body) < _DATA.size or (kind != Kind.DATA and len(body) != _DATA.size):
         raise BadFrame("a stream frame has the wrong size")
     stream, offset = _DATA.unpack_from(body)
-    return Frame(Kind(kind), channel, bytes(body[_DATA.size :]) if kind == Kind.DATA else None, stream, offset)
+    return Frame(known, channel, bytes(body[_DATA.size :]) if known is Kind.DATA else None, stream, offset)
 
 
 def _decode_attached(kind: int, channel: int, body: memoryview) -> Frame:
