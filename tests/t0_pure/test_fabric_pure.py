@@ -1,5 +1,6 @@
 """Pure parts of the fabric: subjects, server settings, watch resyncs, lease times."""
 
+import asyncio
 import json
 
 import pytest
@@ -10,9 +11,11 @@ from xtreemos.fabric import jwt, natsserver, subjects
 from xtreemos.fabric.errors import BadSubject, ServerFailed, UnsafeServer
 from xtreemos.fabric.kv import Deleted, Entry, WatchState, bucket_config, is_gone, ttl_headers
 from xtreemos.fabric.lease import LeaseClock
+from xtreemos.fabric.link import Link
 from xtreemos.fabric.natsserver import NatsServer, ServerConfig, TlsFiles
 from xtreemos.fabric.nkeys import KeyKind, KeyPair
 from xtreemos.fabric.stream import Synced, position
+from xtreemos.testing.virtualtime import run_virtual
 
 
 @pytest.mark.parametrize("bad", ["", ".", "a.b", "*", ">", "a b", "a\r\nPUB", "ä", "x" * 65, None])
@@ -245,3 +248,35 @@ def test_a_holder_stops_before_the_servers_may_give_the_lease_away(ttl_s, renewe
     assert renewed_s < times.renew_s < times.stop_s < renewed_s + ttl_s
     assert times.held(times.renew_s)
     assert not times.held(times.stop_s)
+
+
+# ---- links
+
+
+class Pinged(Link):
+    """A link whose server answers no ping; `pinged_s` are the times of pings."""
+
+    def __init__(self):
+        super().__init__("_INBOX.x", lambda _servers: None)
+        self.pinged_s = []
+
+    async def _send_ping(self, _future=None):
+        self.pinged_s.append(asyncio.get_running_loop().time())
+
+
+def test_a_server_that_is_heard_of_is_not_asked_and_one_that_is_silent_dies_as_soon_as_ever():
+    async def claim():
+        link = Pinged()
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        task = asyncio.create_task(link.ping_forever(1.0, 2))
+        for _ in range(20):
+            await link._process_msg(0, b"x", b"", b"", b"")
+            await asyncio.sleep(0.9)
+        heard_s = loop.time() - 0.9
+        await task
+        return [round(at - began_s, 1) for at in link.pinged_s], link.dead.is_set(), loop.time() - heard_s
+
+    pings, is_dead, silent_s = run_virtual(claim())
+    assert (pings, is_dead) == ([18.1, 19.1], True)
+    assert 3.0 <= silent_s < 3.2

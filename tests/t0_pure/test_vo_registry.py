@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 
 import pytest
 
@@ -33,7 +34,7 @@ async def following(world, revoked, told):
     async def note(key, _record):
         told.put_nowait(key)
 
-    task = asyncio.create_task(follow(world.pub, revoked, note, world.clock))
+    task = asyncio.create_task(follow(functools.partial(anext, world.pub.watch("revoked.>")), revoked, note, world.clock))
     try:
         yield
     finally:

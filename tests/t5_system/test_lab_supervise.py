@@ -160,6 +160,15 @@ def test_service_has_no_descriptor_of_ours_and_a_session_of_its_own(bench):
     assert pid == sid
 
 
+def test_service_may_let_the_kernel_be_late_and_others_are_on_time(bench):
+    show = ["sh", "-c", "cat /proc/self/timerslack_ns; exec sleep 1000"]
+    bench.list.write_text(json.dumps([{"name": "late", "argv": show, "slack_us": 5000}, {"name": "sharp", "argv": show}]))
+    bench.start()
+    wait_until(lambda: len(list(bench.log.glob("*.log"))) == 2)
+    said = [wait_until((bench.log / f"{name}.log").read_text) for name in ("late", "sharp")]
+    assert [text.strip() for text in said] == ["5000000", "50000"]
+
+
 def test_long_log_is_emptied_and_kept_once(tmp_path):
     log = tmp_path / "a.log"
     with open(log, "ab", buffering=0) as writer:

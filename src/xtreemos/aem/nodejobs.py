@@ -52,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 REPORT_S_MAX = 3.0
 FENCE_LOOK_S = 1.0
+IDLE_LOOK_S = 5.0  # while nothing is held; what comes meanwhile comes with a word of the manager, which is good for LEASE_S
 PRUNE_S = 600.0
 OUTBOX_LOOK_S = 10.0
 """An idle node looks into its outbox at least this often, told or not."""
@@ -471,7 +472,7 @@ class NodeJobs:
     async def _fence_forever(self) -> None:
         prune_s = self._hooks.clock_s()
         while True:
-            await asyncio.sleep(FENCE_LOOK_S)
+            await asyncio.sleep(FENCE_LOOK_S if self._held else IDLE_LOOK_S)
             await self._fence()
             if self._hooks.clock_s() - prune_s > PRUNE_S:
                 prune_s = self._hooks.clock_s()

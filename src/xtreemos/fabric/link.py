@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import re
 import secrets
 import ssl
@@ -100,6 +101,7 @@ class Link(Client):
         self._replies: dict[str, tuple[str, asyncio.Future[Message]]] = {}  # inbox -> (subject asked, answer)
         self._reply_prefix = f"{inbox}.{secrets.token_hex(8)}."
         self._reply_count = 0
+        self._heard_s = -math.inf  # when the last message came, of the loop's clock
 
     @property
     def server_name(self) -> str:
@@ -166,10 +168,19 @@ class Link(Client):
         self.dead.set()
 
     async def ping_forever(self, interval_s: float, missed_max: int) -> None:
-        """Ping until the link is dead; abort it when `missed_max` pings in a row were not answered in time."""
+        """Ping until the link is dead; abort it when `missed_max` pings in a row were not answered in time.
+
+        While messages come, the server is alive: it is asked when nothing was heard for `interval_s`.
+        """
         missed = 0
+        loop = asyncio.get_running_loop()
         while not self.dead.is_set():
-            pong: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            quiet_s = loop.time() - self._heard_s
+            if not missed and quiet_s < interval_s:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.dead.wait(), interval_s - quiet_s)
+                continue
+            pong: asyncio.Future[bool] = loop.create_future()
             await self._send_ping(pong)
             done, _ = await asyncio.wait({pong}, timeout=interval_s)
             missed = 0 if done else missed + 1
@@ -253,6 +264,7 @@ class Link(Client):
     # ---- what nats-py calls
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        self._heard_s = asyncio.get_running_loop().time()
         push = self._pushes.get(sid)
         if push is not None:
             fields = (await self._process_headers(headers) or {}) if headers else {}

@@ -25,6 +25,9 @@ from xtreemos.foundation.paths import NATS_PORT, ROUTE_PORT
 VERSION_MIN = (2, 12, 7)
 PAYLOAD_BYTES_MAX = 1 << 20
 LOG_TAIL_BYTES = 2000
+SLACK_US = 5000
+"""How late the kernel may fire the server's timers. At each of some sixty wake-ups a second of an idle cluster, Go's scheduler sleeps and looks
+several times for 20 us; so it looks once. Measured: idle CPU -40 %, CPU per write -30 %, answers as fast as before (20 ms is too long)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,8 @@ KEEP_ENDED_S = 3600.0  # an ended foreground job's streams wait this long for an
 """Seconds without an attached agent after which a foreground job is hung up; shorter if it may be started again elsewhere."""
 ORPHAN_S = 60.0
 FENCE_S = 10.0
+ORPHAN_LOOK_S = 1.0
+IDLE_LOOK_S = 5.0  # a node without jobs wakes up less often; still twice before the first of them may be an orphan
 
 
 DetachedEnded = Callable[[str, int, dict[str, Any], Cause], Awaitable[None]]
@@ -633,7 +635,7 @@ class LocalJobs:
     async def reap_orphans(self) -> None:
         """Hang up foreground jobs whose agent stays away; those that may run elsewhere die before that can happen."""
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(ORPHAN_LOOK_S if self.live else IDLE_LOOK_S)
             now = time.monotonic()
             for running in list(self.live.values()):
                 if running.detached or running.attached:

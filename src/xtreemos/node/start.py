@@ -21,7 +21,7 @@ import msgspec
 
 from xtreemos.errors import TryLater, Unreachable, UsageError, XosError
 from xtreemos.fabric import jwt, rpc
-from xtreemos.fabric.natsserver import ServerConfig, TlsFiles, argv, write_config
+from xtreemos.fabric.natsserver import SLACK_US, ServerConfig, TlsFiles, argv, write_config
 from xtreemos.fabric.nkeys import KeyPair
 from xtreemos.foundation.files import write_atomically
 from xtreemos.foundation.jobd.launch import command as jobd_command
@@ -134,7 +134,8 @@ def services(paths: NodePaths, config: NodeConfig) -> list[dict[str, Any]]:
     userdb += ["--socket", str(USERDB_DIR / USERDB_SERVICE), "--vo-sockets", str(paths.userdb)]
     rows.append({"name": "userdb", "argv": userdb, "env": env})
     if config.core:
-        rows.append({"name": "nats-server", "argv": argv(server_config(paths, config, load_grid(paths.private))), "env": {}})
+        command = argv(server_config(paths, config, load_grid(paths.private)))
+        rows.append({"name": "nats-server", "argv": command, "env": {}, "slack_us": SLACK_US})
     rows.append({"name": "xosd", "argv": [sys.executable, "-m", "xtreemos.node.xosd", "--dir", str(paths.dir)], "env": env})
     return rows + files.services(paths, config, env)
 

@@ -2,8 +2,8 @@
 
     python -S -m xtreemos.node.supervise --services FILE --run DIR --log DIR      (see `command`)
 
-FILE (JSON): `[{"name": N, "argv": [...], "env": {...}, "log": "N.log"}, ...]`; `env` is added to ours, `log` is a file name in
-the log folder (default N.log) or a path. SIGHUP reads it again, SIGTERM stops all in reverse order and ends.
+FILE (JSON): `[{"name": N, "argv": [...], "env": {...}, "log": "N.log", "slack_us": 0}, ...]`; `env` is added to ours, `log` is a file
+name in the log folder (default N.log) or a path, `slack_us` how late the kernel may fire the service's timers (0: as it does). SIGHUP reads it again, SIGTERM stops all in reverse order and ends.
 RUN/pids.json tells `{N: {pid, start_ticks, restarts, since}}` (`since`: seconds of the Epoch), the supervisor itself as `supervise`.
 
 If the supervisor is killed, its services live on (jobs must survive it); the next one finds them in pids.json and adopts them.
@@ -70,7 +70,8 @@ def parse_services(text: str) -> list[Service]:
             raise ValueError(f"service {name} has no argv")
         if any(service.name == name for service in services):
             raise ValueError(f"service {name} stands twice in the list")
-        services.append(Service(name, tuple(argv), dict(raw.get("env") or {}), str(raw.get("log") or f"{name}.log")))
+        log, slack_us = str(raw.get("log") or f"{name}.log"), int(raw.get("slack_us") or 0)
+        services.append(Service(name, tuple(argv), dict(raw.get("env") or {}), log, slack_us))
     return services
 
 
@@ -205,6 +206,9 @@ class Supervisor:
             for target, source in ((0, null), (1, log), (2, log)):
                 os.dup2(source, target)
             os.chdir("/")
+            if service.slack_us:
+                with open("/proc/self/timerslack_ns", "w", encoding="ascii") as slack:  # kept by exec, given to every thread
+                    slack.write(str(service.slack_us * 1000))
             os.execvpe(service.argv[0], service.argv, {**os.environ, **service.env})  # noqa: S606  # no shell wanted
         except BaseException as problem:  # noqa: BLE001  # a forked child must never return into its parent's loop
             os.write(2, f"supervise: {service.name} cannot be started: {problem!r}\n".encode())

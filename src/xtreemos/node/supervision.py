@@ -21,15 +21,16 @@ STOP_WAIT_S = 10.0
 
 
 class Service:
-    """One line of the list: what to run, with what added to the environment, and where its output goes."""
+    """One line of the list: what to run, with what added to the environment, where its output goes, how late its timers may be."""
 
-    __slots__ = ("argv", "env", "log", "name")
+    __slots__ = ("argv", "env", "log", "name", "slack_us")
 
-    def __init__(self, name: str, argv: tuple[str, ...], env: dict[str, str], log: str) -> None:
+    def __init__(self, name: str, argv: tuple[str, ...], env: dict[str, str], log: str, slack_us: int = 0) -> None:
         self.name = name
         self.argv = argv
         self.env = env
         self.log = log
+        self.slack_us = slack_us
 
 
 class Start:

@@ -24,7 +24,7 @@ from xtreemos.errors import RemoteError, XosError
 from xtreemos.fabric import jwt, subjects
 from xtreemos.fabric.caller import Caller
 from xtreemos.fabric.connection import Fabric, Settings
-from xtreemos.fabric.kv import Bucket, Deleted, Entry, ensure_bucket, open_bucket
+from xtreemos.fabric.kv import Bucket, Deleted, Entry, WatchEvent, ensure_bucket, open_bucket
 from xtreemos.fabric.lease import Lease, boot_clock_s
 from xtreemos.fabric.link import Credentials as FabricCredentials
 from xtreemos.fabric.nkeys import KeyKind, KeyPair
@@ -46,7 +46,7 @@ from xtreemos.vo.founding import GridSecrets, VoSecrets, fabric_dns, load_vo
 from xtreemos.vo.grid import VoEntry
 from xtreemos.vo.model import PublicNode, PublicUser, Revocation
 from xtreemos.vo.registry import Registry
-from xtreemos.vo.revocation import RevocationSet
+from xtreemos.vo.revocation import RevocationSet, is_revocation
 from xtreemos.vo.watching import follow
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,8 @@ log = logging.getLogger(__name__)
 SERVICE_TOKEN_S = 12 * 3600
 RENEW_NODE_AT = 0.5
 ASK_CORE_S = 10.0
+SYSTEM_PING_S = 2.0  # nothing is heard on that connection that a user waits for, and it is nearly always idle
+REVOCATIONS_MAX = 1024  # events that wait while a revocation is carried out; then the watch waits, too
 LEASE_S = 5
 _CREDENTIAL_FILE = "node.secret"
 
@@ -213,8 +215,9 @@ class VoRuntime:
             try:
                 pub = await open_bucket(self.fabric, subjects.PUBLIC_BUCKET, follow=self.secrets is None)
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(follow(pub, self.revoked, self._was_revoked))
-                    tasks.create_task(self._follow_public(pub))
+                    revocations: asyncio.Queue[WatchEvent] = asyncio.Queue(REVOCATIONS_MAX)
+                    tasks.create_task(follow(revocations.get, self.revoked, self._was_revoked))
+                    tasks.create_task(self._follow_public(pub, revocations))
             except* XosError as group:
                 log.warning("VO %s: %s; again", self.vo, group.exceptions[0])
                 await asyncio.sleep(random.uniform(0.5, 1.5))
@@ -223,10 +226,15 @@ class VoRuntime:
         if self.on_revoked is not None:
             await self.on_revoked(key, record)
 
-    async def _follow_public(self, pub: Bucket) -> None:
-        """Keep users and nodes in memory; told on when the whole state was seen and after each change."""
+    async def _follow_public(self, pub: Bucket, revocations: asyncio.Queue[WatchEvent]) -> None:
+        """Keep users and nodes in memory; told on when the whole state was seen and after each change. Revocations are handed on.
+
+        One watch for both: an idle one costs its server a message a second.
+        """
         synced = False
         async for event in pub.watch(">"):
+            if isinstance(event, Synced) or is_revocation(event.key):
+                await revocations.put(event)
             if isinstance(event, Synced):
                 synced = True
                 self.synced.set()
@@ -326,6 +334,7 @@ async def connect_system(config: NodeConfig, grid: GridSecrets) -> SystemAccount
         inbox=subjects.service_inbox(config.name),
         name=f"xosd {config.name} system",
         tls_name=fabric_dns(grid.name),
+        ping_s=SYSTEM_PING_S,
     )
     fabric = await Fabric.connect(settings, lambda: system_credentials(grid), wait_s=None)
     return SystemAccount(fabric, operator_claims(grid, int(config.created_at)))

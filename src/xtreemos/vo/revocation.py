@@ -16,17 +16,22 @@ from xtreemos.fabric.caller import Caller
 from xtreemos.vo.model import Revocation
 
 SubjectKind = Literal["user", "node"]
-KEYS = "revoked.>"
+_PREFIX = "revoked."
+
+
+def is_revocation(key: str) -> bool:
+    """Tell whether a registry key is that of a revocation."""
+    return key.startswith(_PREFIX)
 
 
 def sid_key(sid: str) -> str:
     """Registry key of a revoked session."""
-    return f"revoked.sid.{sid}"
+    return f"{_PREFIX}sid.{sid}"
 
 
 def subject_key(kind: SubjectKind, name: str) -> str:
     """Registry key of a revoked user or node."""
-    return f"revoked.{kind}.{name}"
+    return f"{_PREFIX}{kind}.{name}"
 
 
 def widen(known: Revocation, new: Revocation) -> Revocation:
