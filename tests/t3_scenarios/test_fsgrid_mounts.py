@@ -333,20 +333,29 @@ def test_a_frozen_client_is_fenced_and_told(background):
         assert writer.wait(20) == 0
 
 
-def test_a_server_that_is_away_costs_a_bounded_time_and_an_error():
+def test_a_server_that_is_away_costs_a_bounded_time_and_an_error_and_what_was_lost_is_not_shown(background):
     with FsGrid(osds=1, mounts=1) as grid:
         path = grid.paths[0]
         (path / "f").write_bytes(b"x" * 100_000)
+        (path / "g").write_bytes(b"old")
+        assert (path / "g").read_bytes() == b"old"  # so that the kernel has its page
         grid.mounts[0].ask("fs.sync")
         grid.osds[0].kill()
         started = time.monotonic()
+        writer = background(
+            "fd = os.open(a[0], os.O_WRONLY)\nos.write(fd, b'new')\ntry: os.fsync(fd)\nexcept OSError as e: print(e.errno)",
+            path / "g",
+        )
         done = program(
             "fd = os.open(a[0], os.O_RDONLY | os.O_DIRECT)\ntry: os.pread(fd, 4096, 0)\nexcept OSError as e: print(e.errno)",
             path / "f",
         )
         assert int(done.stdout) in {errno.ETIMEDOUT, errno.EIO}
+        assert writer.communicate(timeout=25)[0] in {f"{errno.EIO}\n", f"{errno.ETIMEDOUT}\n"}
         assert time.monotonic() - started < 25
         assert "the OSD on n1" in grid.mounts[0].text()
+        grid.osds[0].start()
+        assert (path / "g").read_bytes() == b"old"
 
 
 def test_times_set_by_who_has_the_file_alone_are_seen_elsewhere_at_once(two):

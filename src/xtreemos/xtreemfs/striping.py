@@ -208,15 +208,19 @@ class StripedFile:
                 return data
         raise FsError(errno.EIO, f"bytes from the OSD on {piece.osd} do not fit their sums")
 
-    async def write(self, offset: int, data: Buffer) -> None:
-        """Write bytes; they are durable after `sync`. `data` must not be changed until this returns. Raises as `read`, and ENOSPC, EDQUOT."""
+    async def write(self, offset: int, data: Buffer, rights: RightsNow | None = None) -> None:
+        """Write bytes; they are durable after `sync`. `data` must not be changed until this returns. Raises as `read`, and ENOSPC, EDQUOT.
+
+        `rights`: those of these very bytes; what it raises ends the write before anything is sent (again).
+        """
         view = memoryview(data).cast("B")
+        shown = rights or self._rights
 
         async def send(piece: Piece) -> None:
             part = view[piece.offset - offset : piece.offset - offset + piece.length]
             sums = sums_of(part, piece.at)
             call = await self._connections.call(
-                piece.osd, "osd.write", lambda: OsdWrite(self._rights(), piece.column, piece.at, b"", sums), tail=part
+                piece.osd, "osd.write", lambda: OsdWrite(shown(), piece.column, piece.at, b"", sums), tail=part
             )
             self._changed(piece.column, call)
 

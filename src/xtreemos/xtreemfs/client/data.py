@@ -2,7 +2,9 @@
 
 `FileData` belongs to one inode and relies on its lease: who calls holds WRITE to change and READ (or WRITE) to read. Unwritten bytes are sent
 when a bucket is full, when they are `AGE_S` old, when there are too many of them, and when somebody asks (close, fsync, recall). A failure
-voids the bytes, as on a local disk, and is told once through each handle: at fsync or close. The bounds over all files are in `store`.
+voids all that is unwritten of the file, and is told once through each handle: at fsync or close. What was asked of an OSD and not answered may
+still be done, so the lease goes back and the file is fenced: nobody may see it come in later, nor go on seeing here what is not there. The
+bounds over all files are in `store`.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any, Literal
 
 from xtreemos.xtreemfs.client.dirty import BUCKET_BYTES, Buffer, DirtyFile, Extent
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 FLYING_BYTES_MAX = 16 << 20  # of one file on their way at the same time
 FLYING_COUNT_MAX = 64  # requests of one file; more would only queue at the OSDs until their deadlines have passed
 WAITING_COUNT_MAX = 256  # scattered pieces of one file are sent when they are so many
+REFUSALS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EINVAL, errno.EOPNOTSUPP, errno.ESTALE, errno.EACCES})
+"""What an OSD says if it has done nothing, and will not; after any other failure nobody knows."""
 
 
 def data_of(inode: Inode, store: DataStore) -> FileData:
@@ -123,16 +127,18 @@ class FileData:
 
     async def _send(self, extent: Extent) -> None:
         capability = self.inode.capabilities.get("w")
+
+        def rights() -> Rights:
+            if extent not in self.dirty.flying:  # given up while it waited for its OSD: it must not go out under a later lease
+                raise FuseError(errno.ECANCELED)
+            return self._rights()
+
         try:
             async with self._store.flying:
-                await self.striped.write(extent.start, extent.data)
+                await self.striped.write(extent.start, extent.data, rights)
         except FuseError as failure:
-            if failure.errno != self._logged:
-                log.warning("%d bytes of inode %x could not be written: %s", len(extent.data), self.inode.ino, failure)
-                self._logged = failure.errno
-            if failure.errno == errno.ESTALE:
-                self._store.coherence(self.inode.ino).fenced(self.inode, capability[1].epoch if capability else 0)
-            self._failed(failure.errno)
+            if extent in self.dirty.flying:  # else it was given up meanwhile, with all the rest, and that was told
+                self._refused(extent, failure.errno, capability[1].epoch if capability else 0)
         else:
             self._logged = 0
             self.on_osds_bytes = max(self.on_osds_bytes, extent.end)
@@ -140,6 +146,26 @@ class FileData:
         finally:
             self._land(extent)
             self.forget_blocks(extent.start, len(extent.data))
+
+    def _refused(self, extent: Extent, number: int, epoch: int) -> None:
+        if number != self._logged:
+            log.warning("%d bytes of inode %x could not be written: %s", len(extent.data), self.inode.ino, errno.errorcode.get(number))
+            self._logged = number
+        self.fail(number)
+        coherence = self._store.coherence(self.inode.ino)
+        if number == errno.ESTALE:
+            coherence.fenced(self.inode, epoch)
+        else:
+            coherence.gave_up(self.inode)
+
+    async def _sure(self, change: Awaitable[None]) -> None:
+        """Have a change made. If nobody knows whether it was, the lease goes back."""
+        try:
+            await change
+        except BaseException as failure:
+            if not (isinstance(failure, FuseError) and failure.errno in REFUSALS):
+                self._store.coherence(self.inode.ino).gave_up(self.inode)
+            raise
 
     def _land(self, extent: Extent) -> None:
         before = self.dirty.cost_bytes
@@ -232,14 +258,14 @@ class FileData:
         # Others may have made it longer on the OSDs than we ever did, but then the size that came with the lease says so.
         if size != self.inode.size or size < self.on_osds_bytes:
             # Growing is told, too: the length of a file whose writer dies is what its columns say.
-            await self.striped.truncate(size)
+            await self._sure(self.striped.truncate(size))
             self._note_blocks()
             self.on_osds_bytes = size
 
     async def allocate(self, offset: int, length: int, how: Literal["a", "k", "p", "z"]) -> None:
         """Allocate ("a", "k"), punch ("p") or zero ("z") a range on the OSDs; what was unwritten is written first."""
         await self.flush()
-        await self.striped.allocate(offset, length, how)
+        await self._sure(self.striped.allocate(offset, length, how))
         self._note_blocks()
         self.forget_blocks(offset, length)
         if how == "a":

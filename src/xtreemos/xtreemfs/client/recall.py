@@ -66,6 +66,10 @@ class Coherence:
         """See `store.Coherence`."""
         self._client.session_of(inode.ino).feed(h.Stale(inode.ino, epoch))
 
+    def gave_up(self, inode: Inode) -> None:
+        """See `store.Coherence`."""
+        self._client.session_of(inode.ino).feed(h.GaveUp(inode.ino))
+
     def passes(self, session: Session, inode: Inode, span: Span, level: Level) -> bool:
         """Whether a request has to be served now although it would have to wait: its pages are being dropped under a lease that is still ours."""
         spans = inode.invalidating

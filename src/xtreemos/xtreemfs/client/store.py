@@ -33,6 +33,9 @@ class Coherence(Protocol):
     def fenced(self, inode: Inode, epoch: int) -> None:
         """An OSD has refused a write under `epoch` since a newer writer is there."""
 
+    def gave_up(self, inode: Inode) -> None:
+        """A change of the file's bytes was given up: it may be done or not, now or later. Nothing that is known of them counts any more."""
+
 
 class DataStore:
     """The bounds over the data of all files of a mount."""
