@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Coroutine
 from typing import Any, Literal
 
 from xtreemos.xtreemfs.client.dirty import BUCKET_BYTES, Buffer, DirtyFile, Extent
-from xtreemos.xtreemfs.client.inodes import Changed, Inode
+from xtreemos.xtreemfs.client.inodes import Changed, Inode, Span
 from xtreemos.xtreemfs.client.readahead import BLOCK_BYTES, Planner
 from xtreemos.xtreemfs.client.store import DataStore
 from xtreemos.xtreemfs.errors import FsError
@@ -54,6 +54,8 @@ class FileData:
         """errno that the log has, until something was written again: one away OSD fails many pieces."""
         self.on_osds_bytes = inode.size
         """How long the file may be on the OSDs."""
+        self.missed: tuple[float, Span] | None = None
+        """When a read had no answer in time, by the loop's clock, and which bytes it was for."""
         self._store = store
         self._striped: StripedFile | None = None
         self._sending: set[asyncio.Task[None]] = set()

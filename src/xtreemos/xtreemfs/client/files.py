@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import time
@@ -11,7 +12,7 @@ from typing import Literal, TypeVar
 from xtreemos.xtreemfs.client.base import FileHandle
 from xtreemos.xtreemfs.client.data import FileData, note_write
 from xtreemos.xtreemfs.client.dirty import Buffer
-from xtreemos.xtreemfs.client.inodes import Changed, Inode
+from xtreemos.xtreemfs.client.inodes import Changed, Inode, Span, overlaps
 from xtreemos.xtreemfs.client.opening import OpenOps
 from xtreemos.xtreemfs.client.session import Session
 from xtreemos.xtreemfs.fuse import constants as c
@@ -26,6 +27,7 @@ TRIES = 4  # a lease may be called back between its grant and the capability; mo
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16  # of fallocate(2)
 COPY_BYTES = 1 << 20
 
+AGAIN_S = 0.5  # after a buffered read that had no answer in time the kernel tries its first page once more; that one is not waited for again
 SEEK_DATA = 3
 O_NOATIME = getattr(os, "O_NOATIME", 0)
 
@@ -68,6 +70,8 @@ class FileOps(OpenOps):
         data = self.client.data_of(inode)
         direct = handle.append or handle.flags & os.O_DIRECT  # no page is locked for it
         span = None if direct else (q.offset, q.offset + q.size)
+        if span is not None and data.missed is not None and _is_second_try(data.missed, span):
+            raise FuseError(errno.ETIMEDOUT)
 
         async def work(go: h.Go) -> Buffer:
             if go.direct:
@@ -84,7 +88,12 @@ class FileOps(OpenOps):
         if span is not None and self.client.coherence.passes(session, inode, span, Level.READ):
             return await work(h.Go(0, 0, direct=False, generation=0))
         level = Level.WRITE if inode.writers else Level.READ
-        return await self.relying(session, inode, level, q, work, span=span)
+        try:
+            return await self.relying(session, inode, level, q, work, span=span)
+        except FuseError as error:
+            if error.errno == errno.ETIMEDOUT and span is not None:
+                data.missed = (asyncio.get_running_loop().time(), span)
+            raise
 
     async def _true_size(self, inode: Inode, data: FileData) -> None:
         """Without a lease the OSDs know how long a file is."""
@@ -313,6 +322,11 @@ class FileOps(OpenOps):
             if self.client.store.is_full:
                 await self.client.store.wait_room()
         return copied
+
+
+def _is_second_try(missed: tuple[float, Span], span: Span) -> bool:
+    at_s, before = missed
+    return asyncio.get_running_loop().time() - at_s < AGAIN_S and overlaps(span, [before])
 
 
 def _place_of(inode: Inode, q: m.Write) -> int:
