@@ -323,6 +323,38 @@ def test_direct_use_is_declared_and_survives_a_recall():
     assert client(Through(F, NONE)) == [release(NONE)]
 
 
+def test_a_writer_that_is_watched_writes_through_until_its_lease_goes_or_nobody_watches_any_more():
+    client = Driver()
+    client(Granted(F, WRITE, 1, watched=True))
+    assert client.holder.writes_through(F)
+    client(Granted(F, WRITE, 1))
+    assert not client.holder.writes_through(F)
+    client(Granted(F, WRITE, 1, watched=True))
+    assert not client.holder.writes_through(F)  # nobody begins to watch under our lease: an answer that was overtaken
+    client(Recalled(5, F, NONE))
+    client(Invalidated(F))
+    client(Released(F))
+    client(Granted(F, WRITE, 2, watched=True))
+    assert client.holder.writes_through(F)
+
+
+def test_direct_use_is_agreed_when_the_mrc_has_answered_that_very_release():
+    client = Driver()
+    client.grant(READ)
+    client(Begin(1, F, READ))
+    client(Through(F, READ))
+    assert not client.holder.is_agreed(F, READ)
+    client(Released(F))
+    assert client.holder.is_agreed(F, READ)
+    client(Through(F, NONE))
+    assert not client.holder.is_agreed(F, NONE)
+    client(Cut())
+    client(Connected())
+    client(Opened(client.now))
+    client(Released(F))
+    assert client.holder.is_agreed(F, NONE)
+
+
 def test_without_a_lease_operations_go_to_the_osds_until_that_is_recalled():
     client = Driver()
     client(Begin(1, F, WRITE))

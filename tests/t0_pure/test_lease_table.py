@@ -305,15 +305,37 @@ def test_direct_use_of_the_osds_file_makes_everybody_go_to_the_osd():
 
 def test_when_direct_use_has_ended_sharing_is_recalled_and_the_size_is_asked_before_a_lease():
     mrc = Driver("a", "b", "c")
-    mrc.read("a")
-    mrc(Release("a", F, READ, 0, through=READ))
+    mrc.write("a")
+    mrc(Release("a", F, WRITE, 0, through=WRITE))
     mrc.ask("b", Need(F, How.ALONE))
-    (proceed,) = mrc(Release("a", F, NONE, 1, through=READ))
-    mrc(Done(proceed.op, (Give(F, NONE, 1, WRITE),)))
+    (proceed,) = mrc(Release("a", F, NONE, 1, through=WRITE))
+    mrc(Done(proceed.op, (Give(F, NONE, 2, WRITE),)))
     mrc(Release("a", F, NONE, 0))
     assert mrc.ask("c", Need(F, How.READ)) == [SendRecall("b", 2, F, NONE, ())]
     assert mrc(Release("b", F, NONE, 2)) == [Fence(F, "", 0, through=False)]
     assert mrc(Fenced(F)) == [Proceed(3, (Allowed(F, READ, shared=False, fresh=False, epoch=0),))]
+
+
+def test_a_kernel_that_reads_the_osds_file_is_in_no_writers_way_but_they_are_told_to_write_through():
+    mrc = Driver("a", "b", "c")
+    mrc.read("a")
+    mrc(Release("a", F, READ, 0, through=READ))
+    mrc.ask("b", Need(F, How.ALONE))
+    (proceed,) = mrc(Release("a", F, NONE, 1, through=READ))
+    assert proceed.allowed == (Allowed(F, WRITE, shared=False, fresh=True, epoch=0),)
+    assert mrc(Done(proceed.op, (Give(F, WRITE, 1),))) == [Answer(2, (Given(F, WRITE, 1, watched=True),))]
+    mrc(Release("a", F, NONE, 0))
+    assert not mrc.table.held("b", F).watched
+    (proceed,) = mrc.ask("b", Need(F, How.ALONE))
+    assert mrc(Done(proceed.op, (Give(F, WRITE, 1),))) == [Answer(3, (Given(F, WRITE, 1),))]
+
+
+def test_a_writer_is_asked_back_when_a_kernel_turns_out_to_have_the_osds_file_all_along():
+    mrc = Driver("b", sessions=("a",))
+    mrc.pass_time(LEASE_S + 1, "b")
+    mrc.write("b")
+    out = mrc(Open("a", (Claim(F, READ, through=READ),)))
+    assert [effect for effect in out if isinstance(effect, SendRecall)] == [SendRecall("b", 1, F, NONE, ())]
 
 
 def test_direct_use_by_an_evicted_client_stays_until_its_end_is_certain():

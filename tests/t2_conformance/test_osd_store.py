@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import mmap
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -13,7 +16,7 @@ from xtreemos.xtreemfs.capability import Fence
 from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.model import SUM_BYTES
 from xtreemos.xtreemfs.osd.blocks import sums_of
-from xtreemos.xtreemfs.osd.files import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, RealDisk, lent_for_writing
+from xtreemos.xtreemfs.osd.files import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, RealDisk, is_in_use, lent_for_writing
 from xtreemos.xtreemfs.osd.marks import LmdbTable, Marks
 from xtreemos.xtreemfs.osd.model import Key
 from xtreemos.xtreemfs.osd.shelf import Shelf
@@ -223,3 +226,40 @@ def test_a_writer_elsewhere_is_seen_and_a_reader_is_none(tmp_path):
     with path.open("r+b"):
         assert lent_for_writing(path)
     assert not lent_for_writing(tmp_path / "nothing")
+
+
+def test_whoever_has_a_file_open_or_mapped_is_seen_but_not_ourselves(tmp_path):
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * 100)
+    with path.open("r+b") as own:
+        assert not is_in_use(own.fileno())
+        with path.open("rb") as reader:
+            mapped = mmap.mmap(reader.fileno(), 0, prot=mmap.PROT_READ)
+        assert is_in_use(own.fileno())
+        mapped.close()
+        assert not is_in_use(own.fileno())
+
+
+ASKED_FOR_A_SECOND = """
+import os, sys, time
+from pathlib import Path
+from xtreemos.xtreemfs.osd.files import is_in_use, lent_for_writing
+path = Path(sys.argv[1])
+own = os.open(path, os.O_RDWR)
+until = time.monotonic() + 1
+while time.monotonic() < until:
+    is_in_use(own)
+    os.close(own)
+    lent_for_writing(path)
+    own = os.open(path, os.O_RDWR)
+print("alive")
+"""
+
+
+def test_asking_who_has_a_file_is_survived_when_somebody_opens_it_just_then(tmp_path):
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    with subprocess.Popen([sys.executable, "-c", ASKED_FOR_A_SECOND, path], stdout=subprocess.PIPE, text=True) as asking:
+        while asking.poll() is None:
+            os.close(os.open(path, os.O_RDWR))
+        assert asking.stdout.read() == "alive\n"

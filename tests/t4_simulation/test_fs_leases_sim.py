@@ -89,6 +89,10 @@ def test_found_a_client_that_never_stops_by_itself(monkeypatch):
     must_find(0, 100)
 
 
+def test_found_a_writer_that_keeps_its_bytes_while_a_kernel_reads_the_osds_file():
+    must_find(0, 300, world_with(client={"writes_through_if_watched": False}), files=1, kinds=("read", "write", "direct", "direct"))
+
+
 def test_found_a_client_that_shows_what_it_is_changing():
     must_find(0, 600, world_with(client={"drops_what_it_changes": False}), kinds=("names", "lookup", "directory", "chmod", "stat"))
 

@@ -24,6 +24,8 @@ __all__ = ["Record", "SimClient", "Steps"]
 class SimClient(SimDaemon):
     """A client's operations, as a program would ask the kernel for them."""
 
+    writes_through_if_watched = True
+
     # ------------------------------------------------------------------------------------------------- programs' operations
 
     def record(self, *op: Any) -> Record:
@@ -82,7 +84,7 @@ class SimClient(SimDaemon):
         file = self.file(ino)
         if go is None:
             record.dropped = True  # certainly not done
-        elif go.direct or file.direct:
+        elif go.direct or file.direct or (self.writes_through_if_watched and self.holder.writes_through(ino)):
             yield from self._write_through(record, go, value)
             self.end(op)
         else:
@@ -105,15 +107,23 @@ class SimClient(SimDaemon):
 
     def _write_through(self, record: Record, go: hm.Go, value: str) -> Steps:
         ino = record.row.op[1]  # type: ignore[index]
+        self._forget_data(ino)
         answer = yield self.osd(ino, "write", go.epoch, (value,), give_up_s=self.now_s() + FLUSH_S, once=True)
         if answer is not None and answer[0] == "ok":
             if self.holder.level(ino) == WRITE and self.holder.epoch(ino) == go.epoch:
                 self.file(ino).size = (go.epoch, 1)
-            self.file(ino).attr = None
+            self._forget_data(ino)
             self.returned(record, None)
             return
         record.lost_of = (ino, self.id)  # it may have been done by an earlier try, before we were fenced
         self.on(hm.GaveUp(ino) if answer is None else hm.Stale(ino, go.epoch))
+
+    def _forget_data(self, ino: int) -> None:
+        """What is written goes to the OSD past what was kept here."""
+        file = self.file(ino)
+        file.data, file.attr = None, None
+        self.kernel.pop((ino, "data"), None)
+        self.kernel.pop((ino, "attr"), None)
 
     def fsync(self, ino: int) -> Steps:
         """Make a file durable. Afterwards nothing of it may be lost, unless it was told."""

@@ -267,7 +267,7 @@ class SimDaemon(Machine):
 
     def _take(self, given: Given, attr: tuple[int, int] | None, *, asked: bool = False) -> None:
         """An answer says what we hold and how the inode is: keep what may be kept."""
-        self.on(hm.Granted(given.ino, given.level, given.epoch, given.shared, asked))
+        self.on(hm.Granted(given.ino, given.level, given.epoch, given.shared, asked, given.watched))
         file = self.file(given.ino)
         if attr is not None and given.cache and self.holder.level(given.ino):
             file.attr = self._known(given.ino, attr) if not self.changing[given.ino] else None

@@ -192,7 +192,9 @@ class Grant(Message, frozen=True, array_like=True):
     cache: bool = True
     """Whether `attr` may be kept under `level`; False while somebody else waits to change it."""
     shared: int = 0
-    """Not 0: no lease, for a kernel has the file by passthrough; each read and write goes to the OSDs, with `capability`."""
+    """Not 0: no lease, for a kernel writes the file by passthrough; each read and write goes to the OSDs, with `capability`."""
+    watched: bool = False
+    """Another kernel reads the file by passthrough: what is written under WRITE has to be at the OSD before the program goes on."""
 
 
 class Lookup(Message, frozen=True, array_like=True):
@@ -669,6 +671,13 @@ class OsdFile(Message, frozen=True, array_like=True):
     rights: Rights
     column: int
     write: bool
+
+
+class OsdInUse(Message, frozen=True, array_like=True):
+    """`osd.inuse` (Unix socket only) -> bool: somebody beside the OSD has the column's file open or mapped."""
+
+    ino: int
+    column: int
 
 
 class OsdFence(Message, frozen=True, array_like=True):

@@ -80,7 +80,7 @@ class Op:
 
 def granted(grant: protocol.Grant, *, asked: bool = False) -> h.Granted:
     """Return the event for what an answer says is held."""
-    return h.Granted(grant.attr.ino, Level(grant.level), grant.epoch, Level(grant.shared), asked)
+    return h.Granted(grant.attr.ino, Level(grant.level), grant.epoch, Level(grant.shared), asked, grant.watched)
 
 
 def is_session_over(error: RemoteError) -> bool:

@@ -122,8 +122,10 @@ class Giving:
             shared = NONE if held.releasing.shared_ends else shared
         if held.forgetting:
             level, shared = NONE, NONE
-        if level == WRITE and held.level < WRITE:
-            held.epoch = event.epoch
+        if level == WRITE:
+            fresh = held.level < WRITE
+            held.epoch = event.epoch if fresh else held.epoch
+            held.watched = event.watched and (fresh or held.watched)  # who begins to watch has taken WRITE from us first
         held.level = max(held.level, level)
         if level:
             held.shared = NONE

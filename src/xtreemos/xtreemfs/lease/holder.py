@@ -110,6 +110,19 @@ class Holder(Giving):
         held = self._held.get(ino)
         return held.generation if held else -1
 
+    def writes_through(self, ino: int) -> bool:
+        """Tell whether what is written has to be at the OSD before the program goes on: another kernel reads it there directly."""
+        held = self._held.get(ino)
+        return held is not None and held.watched and held.level == WRITE
+
+    def is_agreed(self, ino: int, level: Level) -> bool:
+        """Tell whether the MRC has heard that our kernel uses the OSD's file at this level (NONE: no more)."""
+        held = self._held.get(ino)
+        if held is None:
+            return level == NONE
+        told = held.told_through == held.through == level and not held.declared and not held.telling
+        return told and self._open
+
     def valid_s(self, now_s: float) -> float:
         """Tell for how many seconds the session will still stand if nothing is heard of the MRC."""
         return max(0.0, self._until_s - now_s) if self._standing else 0.0

@@ -46,6 +46,8 @@ class Granted(Event, frozen=True):
     epoch: int = 0
     shared: Level = Level.NONE
     asked: bool = False
+    watched: bool = False
+    """Another kernel reads the OSD's file directly: see `Holder.writes_through`."""
 
 
 class AskFailed(Event, frozen=True):

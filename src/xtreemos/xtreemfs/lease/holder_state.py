@@ -75,6 +75,8 @@ class Held:
     pin: bool = False
     told_pin: bool = False
     told_through: Level = NONE
+    watched: bool = False
+    """Another kernel reads the OSD's file directly while we have WRITE."""
     declared: bool = False
     """Somebody waits for the answer to a Through."""
     dirty: bool = False

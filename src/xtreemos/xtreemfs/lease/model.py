@@ -71,6 +71,8 @@ class Given(msgspec.Struct, frozen=True):
     """Whether attributes (of a directory also its listing) in this answer may be kept. False while somebody else waits to change them."""
     shared: Level = Level.NONE
     """Not NONE: no lease, but a capability; each read and write goes to the OSDs, nothing is kept."""
+    watched: bool = False
+    """Somebody else's kernel reads the OSD's file directly: what is written under WRITE is at the OSD before the program goes on."""
 
 
 class Claim(msgspec.Struct, frozen=True):

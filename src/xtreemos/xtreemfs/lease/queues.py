@@ -43,6 +43,7 @@ from xtreemos.xtreemfs.lease.table_state import (
     covered,
     in_the_way,
     is_shared,
+    is_watched,
     may_read,
     merged,
     others_wait_to_change,
@@ -77,7 +78,7 @@ class Queues:
         holding = inode.holders.get(client)
         if holding is None:
             return Given(ino, NONE, 0, cache)
-        return Given(ino, holding.level, holding.epoch, cache, holding.shared)
+        return Given(ino, holding.level, holding.epoch, cache, holding.shared, holding.level == WRITE and is_watched(inode, client))
 
     def glance(self, client: str, ino: int, now_s: float) -> Given:
         """Grant READ if nobody has to be asked and nobody is kept waiting by it; else tell what is held. Never waits."""
@@ -218,7 +219,7 @@ class Queues:
             inode = self._inodes[need.ino]
             if covered(inode, op.client, need.how):
                 continue
-            shared = need.how != How.NAMES and is_shared(inode, op.client, need.how)
+            shared = need.how != How.NAMES and is_shared(inode, op.client)
             for client, holding, stays in list(in_the_way(inode, op, need, shared)):
                 waits |= not self._take(self._sessions[client], need, holding, stays, op)
             waits |= inode.fencing > 0 or (self._graced and need.how != How.READ)

@@ -177,12 +177,21 @@ class Table(Queues):
             holding = self._holding(session, claim.ino, inode)
             holding.pin, holding.through = claim.pin, claim.through
             inode.unsized |= claim.through == WRITE
+            if claim.through:
+                self._recall_unaware(claim.ino, inode, session.client)
             if believed:
                 holding.level, holding.shared = claim.level, claim.shared
             elif claim.level or claim.shared:
                 lost.append(claim.ino)
             self._settle(session, claim.ino)
         return tuple(lost)
+
+    def _recall_unaware(self, ino: int, inode: Inode, client: str) -> None:
+        """A kernel has an OSD's file and we had forgotten that (a restart while its node was cut off): writers must come to know."""
+        for name, holding in inode.holders.items():
+            session = self._sessions[name]
+            if name != client and holding.level == WRITE and session.live and session.connected:
+                self._recall(session, ino, holding, NONE, None)
 
     def _on_cut(self, event: Cut) -> None:
         session = self._sessions.get(event.client)

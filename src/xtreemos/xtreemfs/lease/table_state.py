@@ -122,16 +122,20 @@ def covered(inode: Inode, client: str, how: How) -> bool:
     return holding.level == WRITE or (holding.level == READ and how == How.READ)
 
 
-def is_shared(inode: Inode, client: str, how: How) -> bool:
-    """Tell whether `client` can have no lease but only share, because somebody's kernel has the OSD's file.
+def is_shared(inode: Inode, client: str) -> bool:
+    """Tell whether `client` can have no lease but only share, because somebody's kernel writes the OSD's file, which no recall stops.
 
-    One that reads it directly lets others read under leases, unless somebody writes shared already.
+    One that only reads it directly is in nobody's way: a writer writes through (`is_watched`).
     """
-    others = max((holding.through for name, holding in inode.holders.items() if name != client), default=NONE)
-    if others == WRITE or (others and how == How.ALONE):
+    if any(holding.through == WRITE for name, holding in inode.holders.items() if name != client):
         return True
-    anybody = others or any(holding.through for holding in inode.holders.values())
-    return bool(anybody) and any(holding.shared == WRITE for holding in inode.holders.values())
+    anybody = any(holding.through for holding in inode.holders.values())
+    return anybody and any(holding.shared == WRITE for holding in inode.holders.values())
+
+
+def is_watched(inode: Inode, client: str) -> bool:
+    """Tell whether a kernel other than the client's own has the OSD's file: it sees what is there, at any time."""
+    return any(holding.through for name, holding in inode.holders.items() if name != client)
 
 
 def in_the_way(inode: Inode, op: Op, need: Need, shared: bool) -> Iterator[tuple[str, Holding, Level]]:
@@ -165,7 +169,7 @@ def blocked(inode: Inode, op: Op, need: Need) -> bool:
 def allowed(inode: Inode, op: Op, need: Need) -> Allowed:
     """Tell what may be given of a needed inode now that nothing is in the way."""
     own = inode.holders.get(op.client)
-    shared = need.how != How.NAMES and is_shared(inode, op.client, need.how)
+    shared = need.how != How.NAMES and is_shared(inode, op.client)
     if need.how != How.ALONE:
         return Allowed(need.ino, READ, shared, False, own.epoch if own and own.writes else 0)
     if not shared:
@@ -182,7 +186,7 @@ def others_wait_to_change(inode: Inode, ino: int, client: str) -> bool:
 
 def may_read(inode: Inode, ino: int, client: str) -> bool:
     """Tell whether READ may be granted without asking or keeping anybody waiting."""
-    if inode.fencing or is_shared(inode, client, How.READ):
+    if inode.fencing or is_shared(inode, client):
         return False
     if any(holding.writes for name, holding in inode.holders.items() if name != client):
         return False

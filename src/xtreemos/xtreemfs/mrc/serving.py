@@ -122,7 +122,9 @@ class Core:
 
     def grant(self, inode: Inode, given: Given, *, named: bool = False, link: bytes = b"") -> Grant:
         """Return what a client is told of an inode, without a capability."""
-        return Grant(inode.attr(), int(given.level), given.epoch, b"", None, link, named, given.cache, int(given.shared))
+        return Grant(
+            inode.attr(), int(given.level), given.epoch, b"", None, link, named, given.cache, int(given.shared), given.watched
+        )
 
     def open_grant(self, client: str, node: str, inode: Inode, given: Given, layout: Layout | None) -> Grant:
         """Return a grant with capability and layout, as far as the rights that were checked go."""
@@ -145,7 +147,18 @@ class Core:
                     expires_at=int(time.time()) + CAPABILITY_S,
                 )
             )
-        return Grant(inode.attr(), int(given.level), given.epoch, capability, layout, b"", False, given.cache, int(given.shared))
+        return Grant(
+            inode.attr(),
+            int(given.level),
+            given.epoch,
+            capability,
+            layout,
+            b"",
+            False,
+            given.cache,
+            int(given.shared),
+            given.watched,
+        )
 
     def _reserve(self, client: str, inode: Inode) -> int:
         """Return how large a writer may let its file grow, and remember it as taken until it gives the lease back."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from xtreemos.xtreemfs.capability import Fence
 from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.osd.column import Column
-from xtreemos.xtreemfs.osd.files import RealDisk
+from xtreemos.xtreemfs.osd.files import RealDisk, RealFile, is_in_use
 from xtreemos.xtreemfs.osd.model import DamageRow, Key, data_name
 from xtreemos.xtreemfs.osd.shelf import Shelf
 from xtreemos.xtreemfs.osd.store import Check, Entry, Store
@@ -48,6 +48,12 @@ class Lending:
                     descriptor = os.open(_path(shelf, key), flags)
                 column.refresh()
                 return descriptor, column.length, column.blocks
+
+    async def is_in_use(self, key: Key) -> bool:
+        """Tell whether somebody else has a column's file open or mapped."""
+        async with self._store.entry(key) as entry, entry.lock:
+            column = entry.column
+            return column is not None and isinstance(column.data, RealFile) and is_in_use(column.data.descriptor)
 
     async def sync(self, key: Key, check: Check) -> tuple[int, int]:
         """Sync a column; if it was lent and is back, make its sums. As `Store.sync`."""

@@ -35,6 +35,7 @@ from xtreemos.xtreemfs.protocol import (
     OsdDelete,
     OsdFence,
     OsdFile,
+    OsdInUse,
     OsdRead,
     OsdSeek,
     OsdStat,
@@ -99,6 +100,7 @@ class Service:
             "osd.sync": self._sync,
             "osd.stat": self._stat,
             "osd.file": self._file,
+            "osd.inuse": self._in_use,
             "osd.fence": self._fence,
             "osd.delete": self._delete,
             "osd.status": self._status,
@@ -254,6 +256,12 @@ class Service:
             write=message.write,
         )
         return Attached(OsdWritten(self._store.boot, *found), b"", (descriptor,))
+
+    async def _in_use(self, call: ServerCall) -> bool:
+        message = message_of(call.params, OsdInUse)
+        if call.caller.kind != "local":
+            raise CapabilityRefused("who has a file open is told to processes of this node only")
+        return await self._lending.is_in_use(Key(message.ino, message.column))
 
     # ---------------------------------------------------------------------------------------------------------------- MRC
 
