@@ -147,7 +147,10 @@ def _unmount(path: Path) -> None:
 
 
 class FsGrid:
-    """See the module. `mounts`: one for each, on nodes c1, c2, ...; OSDs are on nodes n1, n2, ..., the MRC on n1."""
+    """See the module. `mounts`: one for each, on nodes c1, c2, ..., or with `together` beside the OSDs; OSDs are on nodes n1, n2, ..., the MRC on n1.
+
+    `passthrough`: files of the mount's own node of so many bytes are read by the kernel itself, None: none are.
+    """
 
     def __init__(
         self,
@@ -158,19 +161,23 @@ class FsGrid:
         policy: VolumePolicy | None = None,
         folder: Path | None = None,
         verbose: bool = False,
+        together: bool = False,
+        passthrough: int | None = None,
     ) -> None:
         self._own = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="xos-fsgrid-", dir="/var/tmp"))
         self.volume = volume
         self._policy = policy or VolumePolicy()
         self._verbose = verbose
+        self._letter = "n" if together else "c"
+        self._passthrough = "off" if passthrough is None else str(passthrough)
         self.directory = self.folder / "dir"
         self.mrc = Process(
             ["xtreemos.xtreemfs.mrc", "--vo", VO, "--node", "n1", "--folder", str(self.folder / "mrc"),
              "--directory", str(self.directory), "--socket", str(self.mrc_socket)], self.folder / "mrc.log",
         )  # fmt: skip
         self.osds = [self._osd(f"n{number}") for number in range(1, osds + 1)]
-        self.mounts = [self._mount(f"c{number}") for number in range(1, mounts + 1)]
+        self.mounts = [self._mount(f"{self._letter}{number}") for number in range(1, mounts + 1)]
 
     @property
     def mrc_socket(self) -> Path:
@@ -189,12 +196,12 @@ class FsGrid:
     def _mount(self, node: str) -> MountProcess:
         path, control = self.folder / node, self.folder / f"{node}.control"
         words = ["xtreemos.xtreemfs.client", str(path), "--vo", VO, "--node", node, "--directory", str(self.directory),
-                 "--volume", self.volume, "--root", "--allow-devices", "--control", str(control)]  # fmt: skip
+                 "--volume", self.volume, "--root", "--allow-devices", "--control", str(control), "--passthrough", self._passthrough]  # fmt: skip
         return MountProcess(node, path, words + ["--verbose"] * self._verbose, self.folder / f"{node}.log", control)
 
     def add_mount(self) -> MountProcess:
         """Mount once more, as another node."""
-        mounted = self._mount(f"c{len(self.mounts) + 1}")
+        mounted = self._mount(f"{self._letter}{len(self.mounts) + 1}")
         self.mounts.append(mounted)
         mounted.start()
         return mounted

@@ -22,6 +22,7 @@ from xtreemos.xtreemfs.client.former import SessionFile, take_away_dead
 from xtreemos.xtreemfs.client.gate import Gate
 from xtreemos.xtreemfs.client.operations import Operations
 from xtreemos.xtreemfs.client.osds import Dialer
+from xtreemos.xtreemfs.client.passthrough import SMALLEST_BYTES
 from xtreemos.xtreemfs.credential import CredentialFolder
 from xtreemos.xtreemfs.dialing import dial_tls
 from xtreemos.xtreemfs.directory import Directory
@@ -59,6 +60,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--near", help="node whose OSD is preferred for new files, by default this one")
     parser.add_argument("--read-only", action="store_true")
     parser.add_argument("--allow-devices", action="store_true", help="honour device files and set-user-id bits")
+    parser.add_argument(
+        "--passthrough", default=str(SMALLEST_BYTES), metavar="BYTES|off",
+        help="files of this node's OSD of at least so many bytes are read by the kernel itself (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--verbose", action="store_true")
     return parser.parse_args(argv)
 
@@ -84,6 +89,14 @@ def make_identities(found: argparse.Namespace) -> Identities:
         raise UsageError("without xosd only a mount as root of the volumes is possible", "give --root")
     people = NodeIdentities(found.snapshot, found.tickets, vo=found.vo)
     return OwnerRoot(people, found.owner) if found.root else people
+
+
+def _passthrough_bytes(text: str) -> int | None:
+    if text == "off":
+        return None
+    if not text.isdecimal():
+        raise UsageError(f"--passthrough {text}: neither a number of bytes nor off", "such as --passthrough 1048576")
+    return int(text)
 
 
 async def _wait_volume(directory: Directory, name: str) -> None:
@@ -117,6 +130,7 @@ async def _main(found: argparse.Namespace) -> None:
             near=found.near,
             client_id=ids.mine if ids is not None else "",
             former=ids.former if ids is not None else (),
+            passthrough_bytes=_passthrough_bytes(found.passthrough),
         )
         await _serve(found, client, credential, stop)
     finally:
@@ -129,6 +143,7 @@ async def _serve(found: argparse.Namespace, client: Client, credential: Credenti
         nosuid=not found.allow_devices,
         nodev=not found.allow_devices,
         readonly=found.read_only,
+        passthrough=client.passthrough.is_wanted,
     )
     operations = Operations(client)
     people = client.identities

@@ -33,7 +33,6 @@ class FileHandle:
     errors_closed: int = 0
     lock_owners: set[tuple[Kind, int]] = field(default_factory=set)
     """(kind, owner) of locks taken through it."""
-    through: bool = False
 
 
 @dataclass(eq=False, slots=True)

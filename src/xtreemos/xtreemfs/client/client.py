@@ -24,6 +24,7 @@ from xtreemos.xtreemfs.client.inodes import Inode, Inodes
 from xtreemos.xtreemfs.client.links import NONE
 from xtreemos.xtreemfs.client.lockbook import LockBook
 from xtreemos.xtreemfs.client.osds import Dialer, PatientOsds
+from xtreemos.xtreemfs.client.passthrough import SMALLEST_BYTES, Passthrough
 from xtreemos.xtreemfs.client.recall import Coherence
 from xtreemos.xtreemfs.client.session import Session
 from xtreemos.xtreemfs.client.store import DataStore
@@ -58,8 +59,12 @@ class Client:
         near: str | None = None,
         client_id: str = "",
         former: tuple[str, ...] = (),
+        passthrough_bytes: int | None = SMALLEST_BYTES,
     ) -> None:
-        """Make it. `client_id`: 32 hex digits, made if not given; `former`: ids of processes in our place that have certainly ended."""
+        """Make it. `client_id`: 32 hex digits, made if not given; `former`: ids of processes in our place that have certainly ended.
+
+        `passthrough_bytes`: how large a file of this node's OSD is that the kernel reads by itself; None: none is.
+        """
         self.directory = directory
         self.identities = identities
         self.volume = volume
@@ -73,6 +78,7 @@ class Client:
         self.store = DataStore(self.osds, lambda _ino: self.coherence)
         self.untold: dict[int, Inode] = {}
         """Inodes whose changes wait to be told."""
+        self.passthrough = Passthrough(self, passthrough_bytes)
         self.started_ns = time.time_ns()
         self.locks = LockBook()
         self._client_id = client_id or secrets.token_hex(16)

@@ -73,6 +73,12 @@ class Control:
             "read_bytes": client.osds.read_bytes,
             "written_bytes": client.osds.written_bytes,
             "locks": len(client.locks),
+            "passthrough": {
+                "open": client.passthrough.open,
+                "opened": client.passthrough.opened,
+                "mapped": len(client.passthrough.mapped),
+                "refused": client.passthrough.refused,
+            },
             "mrcs": {name: _session_row(session) for name, session in client.sessions.items()},
             "osds": {
                 node: {"up": link.peer is not None, "calls": link.calls, "failures": link.failures}

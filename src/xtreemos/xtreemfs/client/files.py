@@ -107,7 +107,10 @@ class FileOps(OpenOps):
         inode = handle.inode
         client = self.client
         session = client.session_of(inode.ino)
-        if inode.fresh and session.can(inode.ino, Level.WRITE) and not client.store.is_full and not (handle.append and inode.pages):
+        ready = (
+            inode.fresh and session.can(inode.ino, Level.WRITE) and not client.store.is_full and not (handle.append and inode.pages)
+        )
+        if ready and not client.passthrough.writes_through(session, inode):
             able = client.capability(inode, "w", session.holder.epoch(inode.ino)) is not None
             if able and inode.may_reach(_place_of(inode, q) + len(q.data)):  # else the MRC is asked for more room
                 if inode.dirty_told:
@@ -156,8 +159,9 @@ class FileOps(OpenOps):
             if handle.append and inode.pages and client.kernel is not None:
                 # Pages that were read at the old end are wrong now; nobody holds them locked on account of this write.
                 await client.kernel.invalidate_inode(client.node_of(inode.ino), offset, written)
-            if go.direct:
+            if go.direct or client.passthrough.writes_through(session, inode):
                 await client.data_of(inode).flush()
+            if go.direct:
                 inode.changed = 0
             return written
 
@@ -194,11 +198,19 @@ class FileOps(OpenOps):
         inode, data = handle.inode, handle.inode.data
         session = self.client.session_of(inode.ino)
         locked = self.client.locks.has(session.mrc, inode.ino, "p", q.lock_owner)
+        if handle.writes and self.client.passthrough.has_news(inode):
+            return self._flush_stored(session, handle, q, q.lock_owner if locked else None)
         if not locked and (
             data is None or (not (handle.writes and (data.dirty or data.is_late)) and handle.errors_closed == data.errors)
         ):
             return None
         return self._flush_later(session, handle, q.lock_owner if locked else None)
+
+    async def _flush_stored(self, session: Session, handle: FileHandle, q: m.Flush, lock_owner: int | None) -> None:
+        try:
+            await self.tell_stored(session, handle.inode, q)
+        finally:
+            await self._flush_later(session, handle, lock_owner)
 
     async def _flush_later(self, session: Session, handle: FileHandle, lock_owner: int | None) -> None:
         data = handle.inode.data
@@ -217,9 +229,15 @@ class FileOps(OpenOps):
         """See `fuse.handlers`: bytes are on the OSDs' disks, length and times in the MRC's log."""
         handle = self.file(q.fh)
         inode, data = handle.inode, handle.inode.data
+        if data is not None and self.client.passthrough.has_news(inode):
+            return self._fsync_stored(handle, inode, data, q)
         if data is None or (not data.busy and not inode.changed and not data.is_late and handle.errors_synced == data.errors):
             return None
         return self._fsync_later(handle, inode, data)
+
+    async def _fsync_stored(self, handle: FileHandle, inode: Inode, data: FileData, q: m.Fsync) -> None:
+        await self.tell_stored(self.client.session_of(inode.ino), inode, q)
+        await self._fsync_later(handle, inode, data)
 
     async def _fsync_later(self, handle: FileHandle, inode: Inode, data: FileData) -> None:
         await data.settle_late()
@@ -316,6 +334,8 @@ class FileOps(OpenOps):
                 note_write(target, to + len(part), time.time_ns(), kill_suid=q.uid != 0)
                 if target.served is not None:
                     target.served.append((to, to + len(part)))
+                if self.client.passthrough.writes_through(target_session, target):
+                    await self.client.data_of(target).flush()
 
             await self.relying(target_session, target, Level.WRITE, q, put)
             copied += len(part)

@@ -18,6 +18,7 @@ from xtreemos.xtreemfs.protocol import ListedEntry, Update
 
 if TYPE_CHECKING:
     from xtreemos.xtreemfs.client.data import FileData
+    from xtreemos.xtreemfs.client.passthrough import Backing
 
 INODES_MAX = 100_000  # about 2 KiB each; more only while the kernel or open files hold them
 NAMES_MAX = 200_000  # of one directory, kept from lookups
@@ -42,8 +43,8 @@ class Inode:
     """One inode. Attributes are those to show: the MRC's with our own changes on top."""
 
     __slots__ = (
-        "atime_ns", "attr", "blocks", "capabilities", "changed", "changes", "complete", "ctime_ns", "data", "dirty_told", "doubtful", "fresh", "handles", "held_up", "ino", "invalidated",
-        "invalidating", "kernel_names", "layout", "link", "listing", "lookups", "mode", "mtime_ns", "names", "pages", "parent", "passed", "reading", "served",
+        "atime_ns", "attr", "backing", "blocks", "capabilities", "changed", "changes", "complete", "ctime_ns", "data", "dirty_told", "doubtful", "fresh", "handles", "held_up", "ino", "invalidated",
+        "invalidating", "keep_pages", "kernel_names", "layout", "link", "listing", "lookups", "mode", "mtime_ns", "names", "pages", "parent", "passed", "reading", "served",
         "size", "stuck", "true_until_released", "used", "writers", "writing", "xattr_names", "xattrs",
     )  # fmt: skip
 
@@ -76,6 +77,8 @@ class Inode:
         """Handles that were opened for writing."""
         self.pages = False
         """Whether the kernel may have pages of it."""
+        self.keep_pages = True
+        """Whether the kernel need not drop its pages when it is opened again."""
         self.kernel_names = False
         """Whether the kernel may remember names in it."""
         self.invalidated = 0
@@ -96,6 +99,8 @@ class Inode:
         """While it is called back: what was read or written since that began."""
         self.true_until_released = False
         """While it is called back: attributes were true when that began, so they are for operations that the lease still covers."""
+        self.backing: Backing | None = None
+        """While the kernel reads the OSD's very file."""
         self.dirty_told = False
         """The holder knows that something is unwritten or untold."""
         self.data: FileData | None = None

@@ -17,9 +17,11 @@ from xtreemos.xtreemfs.model import Level, volume_of
 
 if TYPE_CHECKING:
     from xtreemos.xtreemfs.client.base import Base
+    from xtreemos.xtreemfs.client.client import Client
+    from xtreemos.xtreemfs.client.inodes import Inode
 
 PREFIXES = (b"user.xtreemfs.", b"xtreemfs.")
-READABLE = ("layout", "osds", "lease", "epoch", "volume", "mrc", "ino", "dirty", "width")
+READABLE = ("layout", "osds", "lease", "epoch", "volume", "mrc", "ino", "dirty", "width", "passthrough")
 WRITABLE = ("lease", "flush")
 
 
@@ -51,6 +53,7 @@ async def read(ops: Base, ino: int, q: m.GetXattr) -> bytes:
         "volume": record.name if record is not None else "",
         "mrc": session.mrc,
         "ino": str(ino),
+        "passthrough": _passthrough(client, inode),
         "dirty": str(inode.data.dirty.total_bytes if inode.data is not None else 0),
     }
     if layout is not None:
@@ -62,6 +65,13 @@ async def read(ops: Base, ino: int, q: m.GetXattr) -> bytes:
     if what not in answers:
         raise FuseError(errno.ENODATA)
     return answers[what].encode()
+
+
+def _passthrough(client: Client, inode: Inode) -> str:
+    """Whether programs that have it open read the OSD's file itself."""
+    if inode.backing is not None:
+        return "yes"
+    return f"no: {client.passthrough.refused}" if client.passthrough.refused else "no"
 
 
 async def write(ops: Base, ino: int, q: m.SetXattr) -> None:

@@ -12,9 +12,10 @@ from typing import TypeVar
 from xtreemos.xtreemfs import protocol as p
 from xtreemos.xtreemfs.client.base import FileHandle
 from xtreemos.xtreemfs.client.coherent import Op
-from xtreemos.xtreemfs.client.data import without_suid
+from xtreemos.xtreemfs.client.data import note_write, without_suid
 from xtreemos.xtreemfs.client.inodes import Changed, Inode, Span
 from xtreemos.xtreemfs.client.naming import NameOps
+from xtreemos.xtreemfs.client.passthrough import Backing
 from xtreemos.xtreemfs.client.readahead import Planner
 from xtreemos.xtreemfs.client.session import Session
 from xtreemos.xtreemfs.fuse import constants as c
@@ -46,9 +47,9 @@ class OpenOps(NameOps):
         if inode is not None and not q.flags & os.O_TRUNC:
             session = client.session_of(inode.ino)
             if not writes and client.capability(inode, "r") is not None and inode.layout is not None:
-                return self._opened(session, inode, q.flags)
+                return self._open_as(session, inode, q)
             if writes and session.can(inode.ino, Level.WRITE) and client.capability(inode, "w", session.holder.epoch(inode.ino)):
-                return self._opened(session, inode, q.flags)
+                return self._open_as(session, inode, q)
         return self._open_later(q, writes=writes)
 
     async def _open_later(self, q: m.Open, *, writes: bool) -> m.Opened:
@@ -61,6 +62,42 @@ class OpenOps(NameOps):
         inode = await self.acquire(session, ino, q, level, "rw" if truncate and mode == "r" else mode)
         if truncate:
             await self.truncate(session, inode, 0, q, kill_suid=bool(q.open_flags & c.OPEN_KILL_SUIDGID))
+        opened = self._open_as(session, inode, q)
+        return opened if isinstance(opened, m.Opened) else await opened
+
+    def _open_as(self, session: Session, inode: Inode, q: m.Open | m.Create) -> m.Opened | Awaitable[m.Opened]:
+        """Choose how the kernel gets the bytes: from us, or (see `passthrough`) from the OSD's file itself."""
+        if self.client.passthrough.pays(session, inode, q.flags):
+            return self._open_through(session, inode, q)
+        if inode.backing is not None and inode.backing.lent < 0 and q.flags & os.O_ACCMODE == os.O_RDWR:
+            return self._open_beside(session, inode, q)
+        return self._opened(session, inode, q.flags)
+
+    async def _open_through(self, session: Session, inode: Inode, q: m.Open | m.Create) -> m.Opened:
+        passthrough = self.client.passthrough
+
+        async def work(go: h.Go) -> Backing | None:
+            return None if go.direct else await passthrough.prepare(session, inode)
+
+        async with passthrough.lock(inode):
+            backing = None
+            if passthrough.pays(session, inode, q.flags):
+                backing = await self.relying(session, inode, Level.READ, q, work)
+            if backing is not None and inode.handles:  # opened otherwise meanwhile: the kernel has one way for all opens of a file
+                passthrough.drop(session, inode, backing)
+            elif backing is not None:
+                passthrough.begin(inode, backing)
+            return self._opened(session, inode, q.flags)
+
+    async def _open_beside(self, session: Session, inode: Inode, q: m.Open | m.Create) -> m.Opened:
+        """Open for reading and writing what the kernel reads by itself: a shared mapping of it will go there, too."""
+
+        async def work(_go: h.Go) -> None:
+            if inode.backing is not None:
+                await self.client.passthrough.lend(inode, inode.backing)
+
+        while inode.backing is not None and inode.backing.lent < 0:
+            await self.relying(session, inode, Level.WRITE, q, work)
         return self._opened(session, inode, q.flags)
 
     async def acquire(self, session: Session, ino: int, q: m.Request | None, level: Level, mode: str) -> Inode:
@@ -80,7 +117,13 @@ class OpenOps(NameOps):
         inode.writers += handle.writes
         if inode.handles == 1:
             session.feed(h.Pin(inode.ino, on=True))
-        return m.Opened(fh, c.FOPEN_DIRECT_IO if append else c.FOPEN_KEEP_CACHE)
+        if inode.backing is not None:
+            bypass = c.FOPEN_DIRECT_IO if writes or flags & os.O_DIRECT else 0  # of the kernel's file: reads and writes come to us
+            return m.Opened(fh, c.FOPEN_PASSTHROUGH | bypass, inode.backing.number)
+        if append:
+            return m.Opened(fh, c.FOPEN_DIRECT_IO)
+        keep, inode.keep_pages = inode.keep_pages, True
+        return m.Opened(fh, c.FOPEN_KEEP_CACHE if keep else 0)
 
     def create(self, q: m.Create) -> Awaitable[m.Created]:
         """See `fuse.handlers`."""
@@ -121,7 +164,8 @@ class OpenOps(NameOps):
             inode = await self.acquire(session, inode.ino, q, level, wanted)
             if q.flags & os.O_TRUNC:
                 await self.truncate(session, inode, 0, q, kill_suid=bool(q.open_flags & c.OPEN_KILL_SUIDGID))
-        return m.Created(entry, self._opened(session, inode, q.flags))
+        opened = self._open_as(session, inode, q)
+        return m.Created(entry, opened if isinstance(opened, m.Opened) else await opened)
 
     def release(self, q: m.Release) -> Awaitable[None] | None:
         """See `fuse.handlers`."""
@@ -132,7 +176,11 @@ class OpenOps(NameOps):
         inode.handles -= 1
         inode.writers -= handle.writes
         session = client.session_of(inode.ino)
+        if handle.writes and client.passthrough.has_news(inode):
+            client.start(self.tell_stored(session, inode, None))
         if not inode.handles:
+            if inode.backing is not None:
+                client.passthrough.end(inode)
             if inode.data is not None:
                 inode.data.forget_blocks(0, 1 << 62)
             session.feed(h.Pin(inode.ino, on=False))
@@ -141,6 +189,15 @@ class OpenOps(NameOps):
         if inode.changed & ~Changed.ATIME:  # an access time goes with the lease
             client.tell_later(inode)
         return self.unlock_all(session, inode, handle.lock_owners) if handle.lock_owners else None
+
+    async def tell_stored(self, session: Session, inode: Inode, q: m.Request | None) -> None:
+        """Something was stored in the OSD's file by a mapping: have the others' caches dropped, as after a write."""
+
+        async def work(_go: h.Go) -> None:
+            note_write(inode, 0, time.time_ns(), kill_suid=False)
+
+        await self.relying(session, inode, Level.WRITE, q, work)
+        self.client.tell_later(inode)
 
     # ----------------------------------------------------------------------------------------------------------- relying
 

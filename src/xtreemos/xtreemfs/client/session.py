@@ -75,6 +75,8 @@ class Session:
         """Those that a task which is about to run will send; more may be added until it does."""
         self._wake: asyncio.TimerHandle | None = None
         self._wake_s = 0.0
+        self._heard: list[asyncio.Future[None]] = []
+        """Of those who wait for the MRC to know of passthrough."""
         self.recalls = 0
         self.suspensions = 0
 
@@ -170,6 +172,19 @@ class Session:
         if request is None:
             return await self.actors.who(peer, 0, 0, 0, ino)
         return await self.actors.who(peer, request.uid, request.gid, request.pid, ino)
+
+    async def through(self, ino: int, level: Level) -> None:
+        """Declare that the kernel uses the OSD's file at this level (NONE: no more); returns when the MRC has heard it."""
+        self.feed(h.Through(ino, level))
+        while not self.holder.is_agreed(ino, level):
+            self._heard.append(asyncio.get_running_loop().create_future())
+            await self._heard[-1]
+
+    def _tell_heard(self) -> None:
+        heard, self._heard = self._heard, []
+        for waiter in heard:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def rights(self, capability: bytes) -> protocol.Rights:
         """Return what an OSD is shown with a capability."""
@@ -331,6 +346,7 @@ class Session:
             for row in rows:
                 self._coherent.released(row.ino, Level(row.level), row.update)
                 self.feed(h.Released(row.ino))
+            self._tell_heard()
 
     async def _forget(self, inos: tuple[int, ...]) -> None:
         if await self._tell("mrc.forget", protocol.Forget(inos)):
@@ -432,6 +448,7 @@ class Session:
         self._former = ()
         self._coherent.opened(self, welcome)
         self.feed(h.Opened(sent, welcome.lost))
+        self._tell_heard()
         return True
 
     async def _read_recalls(self) -> None:

@@ -22,7 +22,11 @@ Message = tuple[str, int, Sequence[m.Buffer]]  # name, ordering key, parts
 
 def inval_inode(nodeid: int, offset: int = 0, length: int = 0, lane: int = 0) -> Message:
     """Drop attributes, and pages of the range: `length` 0 to the end, `offset` -1 no pages. `lane`: not behind what waits in another lane."""
-    return "invalidate_inode", nodeid + lane, replies.notification(Notify.INVAL_INODE, replies.INVAL_INODE.pack(nodeid, offset, length))
+    return (
+        "invalidate_inode",
+        nodeid + lane,
+        replies.notification(Notify.INVAL_INODE, replies.INVAL_INODE.pack(nodeid, offset, length)),
+    )
 
 
 def inval_entry(parent: int, name: bytes, *, expire_only: bool = False) -> Message:
