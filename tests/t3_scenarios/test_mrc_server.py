@@ -171,6 +171,40 @@ def test_a_change_of_a_name_recalls_that_name_only(tmp_path):
     run(tmp_path, work)
 
 
+def test_others_keep_a_directory_and_its_names_when_it_changes_itself(tmp_path):
+    async def work(grid):
+        a, root = await world(grid)
+        b = await grid.client(b"local:alice")
+        folder = (await a.create(root, "d", DIR | 0o755)).entry.attr.ino
+        await a.lookup(folder, "x")
+        now = time.time_ns()
+        await b.call("mrc.setattr", protocol.SetAttr(b.who, folder, now, mtime_ns=5), protocol.Grant)
+        await b.call("mrc.rename", protocol.Rename(b.who, root, b"d", root, b"e", 0, now), protocol.Renamed)
+        told = [(recall.ino, recall.level, recall.names) for recall in a.recalls]
+        assert [row for row in told if row[0] == folder] == [(folder, 1, (b".",))] * 2
+        seen = await a.getattr(folder)
+        assert (seen.level, seen.attr.mtime_ns) == (1, 5)
+
+    run(tmp_path, work)
+
+
+def test_what_will_be_refused_is_called_back_from_nobody(tmp_path):
+    async def work(grid):
+        a, root = await world(grid)
+        b = await grid.client(b"local:alice")
+        for name in ("full", "other"):
+            folder = (await a.create(root, name, DIR | 0o755)).entry.attr.ino
+            await a.create(folder, "f")
+        a.recalls.clear()
+        await refused(errno.EEXIST, b.create(root, "full", DIR | 0o755))
+        await refused(errno.ENOTEMPTY, b.unlink(root, "full", directory=True))
+        rename = protocol.Rename(b.who, root, b"other", root, b"full", 0, time.time_ns())
+        await refused(errno.ENOTEMPTY, b.call("mrc.rename", rename, protocol.Renamed))
+        assert a.recalls == []
+
+    run(tmp_path, work)
+
+
 def test_unlinking_an_open_file_keeps_it_until_the_last_close(tmp_path):
     async def work(grid):
         a, root = await world(grid)

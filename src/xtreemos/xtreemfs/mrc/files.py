@@ -20,13 +20,14 @@ from xtreemos.xtreemfs.mrc import commands as do
 from xtreemos.xtreemfs.mrc import placing, views
 from xtreemos.xtreemfs.mrc.leasing import Allowed, Plan
 from xtreemos.xtreemfs.mrc.model import READ, WRITE, Cred, Inode, Name
-from xtreemos.xtreemfs.mrc.namespace import Moved
+from xtreemos.xtreemfs.mrc.namespace import EXCHANGE, Moved
 from xtreemos.xtreemfs.mrc.serving import Core
 
 LISTING_BYTES: Final = 1 << 20  # of one answer, about: a page of link targets would fill a frame
 ATTR_ROWS_MAX: Final = 1024  # names of one page with attributes: each is a read of the store
 CANDIDATES_S: Final = 1.0  # between looks at which OSDs have gone silent
 _FILES_TOTAL: Final = 1 << 40
+ATTRIBUTES: Final = b"."  # stands among the names of a directory for its own attributes
 
 
 class Files:
@@ -164,7 +165,17 @@ class Files:
         is_file = stat.S_ISREG(m.mode)
         layout = self._layout(volume_of(m.dir), m.near or node) if is_file else None
 
+        there = False
+
+        def needs() -> tuple[Need, ...]:
+            nonlocal there
+            there = not m.anonymous and core.state.find_name(m.dir, m.name) is not None
+            # What is there already is opened or refused: others need not forget it.
+            return () if there or m.anonymous else (Need(m.dir, How.NAMES, (m.name,)),)
+
         def execute(_allowed: Allowed) -> Plan:
+            if there and core.state.find_name(m.dir, m.name) is None:
+                raise Moved
             if not m.exclusive and not m.anonymous:
                 found = self._found(client, cred, m)
                 if found is not None:
@@ -191,8 +202,7 @@ class Files:
 
             return Plan((give, Give(m.dir)), finish, (table.Orphan(ino),) if m.anonymous else ())
 
-        needs = () if m.anonymous else (Need(m.dir, How.NAMES, (m.name,)),)
-        return await core.leasing.ask(client, lambda: needs, execute)  # type: ignore[no-any-return]
+        return await core.leasing.ask(client, needs, execute)  # type: ignore[no-any-return]
 
     def _found(self, client: str, cred: Cred, m: p.Create) -> Plan | None:
         """Answer of a create that opens what is there."""
@@ -243,17 +253,20 @@ class Files:
         core = self._core
         m, client = core.opened(call, p.Unlink)
         cred = core.cred(call, m.who, m.dir)
-        seen = 0
+        seen, full = 0, False
 
         def needs() -> tuple[Need, ...]:
-            nonlocal seen
+            nonlocal seen, full
             found = core.state.find_name(m.dir, m.name)
             seen = found.ino if found else 0
+            full = self._is_full(seen)
+            if full:
+                return ()  # it will be refused: those who work there keep their folder's name
             return (Need(m.dir, How.NAMES, (m.name,)), *((Need(seen, How.ALONE),) if seen else ()))
 
         def execute(_allowed: Allowed) -> Plan:
             found = core.state.find_name(m.dir, m.name)
-            if found is not None and found.ino != seen:
+            if (found is not None and found.ino != seen) or full != self._is_full(seen):
                 raise Moved
             keep = bool(seen) and core.leasing.table.in_use(seen)
             gone = core.execute(do.Unlink(cred, m.dir, m.name, core.now_ns(m.now_ns), m.directory, seen, keep), volume_of(m.dir))
@@ -268,19 +281,26 @@ class Files:
         m, client = core.opened(call, p.Rename)
         cred = core.cred(call, m.who, m.dir)
         seen = other = 0
+        full = False
 
         def look() -> tuple[int, int]:
             one, two = core.state.find_name(m.dir, m.name), core.state.find_name(m.new_dir, m.new_name)
             return one.ino if one else 0, two.ino if two else 0
 
         def needs() -> tuple[Need, ...]:
-            nonlocal seen, other
+            nonlocal seen, other, full
             seen, other = look()
+            exchange = bool(m.flags & EXCHANGE)
+            full = not exchange and self._is_full(other)
+            if full:
+                return ()  # it will be refused
             rows = [Need(m.dir, How.NAMES, (m.name,)), Need(m.new_dir, How.NAMES, (m.new_name,))]
-            return (*rows, *(Need(ino, How.ALONE) for ino in (seen, other) if ino))
+            rows += [self._for_attributes(seen)] if seen else []
+            rows += [self._for_attributes(other) if exchange else Need(other, How.ALONE)] if other else []
+            return tuple(rows)
 
         def execute(_allowed: Allowed) -> Plan:
-            if look() != (seen, other):
+            if look() != (seen, other) or full != (not m.flags & EXCHANGE and self._is_full(other)):
                 raise Moved
             keep = bool(other) and core.leasing.table.in_use(other)
             done = core.execute(
@@ -299,7 +319,16 @@ class Files:
 
         return await core.leasing.ask(client, needs, execute)  # type: ignore[no-any-return]
 
+    def _is_full(self, ino: int) -> bool:
+        """Whether this is a directory that cannot be removed because it is not empty. 0: no inode."""
+        inode = self._core.state.inode(ino) if ino else None
+        return inode is not None and inode.is_dir and inode.entries > 0
+
     # -- attributes ------------------------------------------------------------------------------------------------------
+
+    def _for_attributes(self, ino: int) -> Need:
+        """Return what a change of an inode's attributes needs. Of a directory others forget only these: they keep its names."""
+        return Need(ino, How.NAMES, (ATTRIBUTES,)) if self._core.state.inode(ino).is_dir else Need(ino, How.ALONE)
 
     async def setattr(self, call: ServerCall) -> p.Grant:
         """A new size is taken only from who holds WRITE (or writes shared): it is who cuts the columns on the OSDs."""
@@ -320,7 +349,12 @@ class Files:
             )
             return self._changed(inode)
 
-        return await core.leasing.ask(client, lambda: (Need(m.ino, How.ALONE),), execute)  # type: ignore[no-any-return]
+        def needs() -> tuple[Need, ...]:
+            # With its mode a directory's ACL changes, which is read as an xattr; of these no answer says "do not keep".
+            has_acl = m.mode >= 0 and core.state.inode(m.ino).acl
+            return (Need(m.ino, How.ALONE) if has_acl else self._for_attributes(m.ino),)
+
+        return await core.leasing.ask(client, needs, execute)  # type: ignore[no-any-return]
 
     def _changed(self, inode: Inode) -> Plan:
         return Plan((Give(inode.ino),), lambda given: self._core.grant(inode, given[0]))
