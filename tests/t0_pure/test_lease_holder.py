@@ -264,6 +264,14 @@ def test_a_renewal_answered_late_resumes_without_a_new_session():
     assert client(RenewAnswered(client.now - 2)) == [Resume()]
 
 
+def test_a_session_that_the_mrc_ends_before_its_time_is_told_from_one_that_has_run_out():
+    client = Driver()
+    assert Suspend(early=True) in client(SessionOver())
+    client = Driver()
+    client.now += LEASE_S - MARGIN_S
+    assert Suspend(early=False) in client(SessionOver())
+
+
 def test_an_osd_that_saw_a_larger_epoch_means_the_lease_is_lost():
     client = Driver()
     client.grant(WRITE, 2)

@@ -118,6 +118,79 @@ def test_attributes_change_for_both_at_once(two):
     assert os.getxattr(here / "f", "user.k") == b"w"
 
 
+SIT = """
+for line in sys.stdin:
+    try: print(os.getcwd(), flush=True)
+    except OSError as error: print(error, flush=True)
+"""
+CHANGES = {
+    "make": lambda folder: (folder / "absent").write_text("x"),
+    "make-below": lambda folder: (folder / "sub" / "absent").write_text("x"),
+    "remove": lambda folder: (folder / "f").unlink(),
+    "rename": lambda folder: (folder / "f").rename(folder / "absent"),
+    "rename-folder": lambda folder: (folder / "other").rename(folder / "absent"),
+    "rmdir": lambda folder: (folder / "other").rmdir(),
+    "touch": os.utime,
+    "chmod": lambda folder: (folder / "sub").chmod(0o711),
+    "refused": lambda folder: subprocess.run(["rmdir", folder / "sub"], check=False, stderr=subprocess.DEVNULL),
+}
+
+
+def where(sitter: subprocess.Popen[str]) -> str:
+    assert sitter.stdin is not None
+    assert sitter.stdout is not None
+    sitter.stdin.write("where\n")
+    sitter.stdin.flush()
+    return sitter.stdout.readline().strip()
+
+
+def is_blocked(popen: subprocess.Popen[str]) -> bool:
+    return Path(f"/proc/{popen.pid}/syscall").read_text().strip() != "running"
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_working_folder_keeps_its_name_whatever_others_change_around_it(grid, two, change, background):
+    """What the kernel forgot it would have to ask our frozen mount process again, and until then nobody knows where they are."""
+    here, there = two
+    for folder in ("sub", "sub/in", "other"):
+        (here / folder).mkdir()
+    for name in ("f", "sub/in/f"):
+        (here / name).write_text("f")
+    stands = [here, here / "sub", here / "sub" / "in"]
+    sitters = [background("os.chdir(a[0])" + SIT, stand) for stand in stands]
+    assert [where(sitter) for sitter in sitters] == [str(stand) for stand in stands]
+    for name in ("absent", "sub/absent", "f", "other", "sub/in/f"):
+        (here / name).exists()  # so the kernel remembers it
+    change(there)
+    grid.mounts[0].pause()
+    try:
+        walker = background("print('now', flush=True)\nos.path.exists(a[0])", here / "sub" / "in" / "new")
+        assert walker.stdout.readline() == "now\n"
+        wait_for(lambda: is_blocked(walker), "the walker to ask")
+        answers = [where(sitter) for sitter in sitters]
+    finally:
+        grid.mounts[0].resume()
+    assert answers == [str(stand) for stand in stands]
+    assert walker.wait(10) == 0
+
+
+def test_of_a_directory_in_which_two_change_names_at_once_the_kernel_keeps_none(grid, two, background):
+    """Each holds its kernel's lock of the directory while it waits for the other to forget a name in it."""
+    contend = """
+end = time.time() + 1
+while time.time() < end:
+    try:
+        os.close(os.open(a[0], os.O_CREAT | os.O_EXCL))
+        os.unlink(a[0])
+    except OSError: pass
+"""
+    before = [mounted.ask("fs.status")["epochs"] for mounted in grid.mounts]
+    writers = [background(contend, folder / "lock") for folder in two for _ in range(2)]
+    assert [writer.wait(30) for writer in writers] == [0] * 4
+    epochs = [mounted.ask("fs.status")["epochs"] - was for mounted, was in zip(grid.mounts, before, strict=True)]
+    assert max(epochs) <= 1, epochs
+
+
 APPEND = """
 fd = os.open(a[0], os.O_WRONLY | os.O_APPEND)
 for n in range(int(a[2])):

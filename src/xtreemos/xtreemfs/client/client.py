@@ -18,9 +18,10 @@ from xtreemos.errors import XosError
 from xtreemos.fabric.rpc import Peer
 from xtreemos.xtreemfs import protocol
 from xtreemos.xtreemfs.client.actors import Identities
-from xtreemos.xtreemfs.client.coherent import granted
+from xtreemos.xtreemfs.client.coherent import granted, now_s
 from xtreemos.xtreemfs.client.data import FileData, data_of
 from xtreemos.xtreemfs.client.inodes import Inode, Inodes
+from xtreemos.xtreemfs.client.kernelnames import KernelNames
 from xtreemos.xtreemfs.client.links import NONE
 from xtreemos.xtreemfs.client.lockbook import LockBook
 from xtreemos.xtreemfs.client.osds import Dialer, PatientOsds
@@ -73,6 +74,7 @@ class Client:
         self.sessions: dict[str, Session] = {}
         self.kernel: Kernel | None = None
         self.has_epochs = False
+        self.kernel_names = KernelNames()
         self.osds = PatientOsds(directory, dialer)
         self.coherence = Coherence(self)
         self.store = DataStore(self.osds, lambda _ino: self.coherence)
@@ -245,16 +247,20 @@ class Client:
         held = inode.fresh and session.can(inode.ino, Level.READ)
         return m.AttrReply(self.fuse_attr(session, inode), session.valid_ns() if held else 0)
 
-    def entry(self, session: Session, inode: Inode, folder: Inode | None, *, named: bool) -> m.Entry:
-        """Return the answer to a lookup, and count it. `named`: the name is kept, under the folder's lease."""
+    def entry(self, session: Session, inode: Inode, folder: Inode | None = None, name: bytes = b"") -> m.Entry:
+        """Return the answer to a lookup, and count it. With `folder` the kernel may keep the name, under that directory's lease."""
         inode.lookups += 1
-        valid = session.valid_ns()
-        entry_valid = 0
-        if named and self.has_epochs and folder is not None:
-            folder.kernel_names = True
-            entry_valid = valid
+        name_valid = self.name_valid_ns(session, folder, name) if folder is not None else 0
         fresh = inode.fresh and session.can(inode.ino, Level.READ)
-        return m.Entry(self.node_of(inode.ino), self.fuse_attr(session, inode), 0, entry_valid, valid if fresh else 0)
+        return m.Entry(self.node_of(inode.ino), self.fuse_attr(session, inode), 0, name_valid, session.valid_ns() if fresh else 0)
+
+    def name_valid_ns(self, session: Session, folder: Inode, name: bytes) -> int:
+        """Return how long the kernel may keep a name of a directory that is held, and note that; 0: it may not."""
+        now = now_s()
+        if not self.has_epochs or now < folder.contended_until_s or not self.kernel_names.has_room(now):
+            return 0
+        self.kernel_names.note(folder.ino, name)
+        return session.valid_ns()
 
     # ---------------------------------------------------------------------------------------------- telling and giving
 

@@ -48,8 +48,8 @@ class Coherent(Protocol):
     def released(self, ino: int, level: Level, update: protocol.Update | None) -> None:
         """The MRC has heard it."""
 
-    def suspended(self, session: Session) -> None:
-        """Nothing may be answered from caches any more."""
+    def suspended(self, session: Session, *, early: bool) -> None:
+        """Nothing may be answered from caches any more. `early`: the kernel may believe what it was told for some time yet."""
 
     def locks(self, session: Session) -> tuple[protocol.LockRow, ...]:
         """Return all file locks held through this session."""

@@ -66,6 +66,7 @@ class Control:
             "outstanding": kernel.outstanding,
             "lock_waits": kernel.lock_waits,
             "notifications": kernel.notifications,
+            "epochs": client.coherence.epochs,
             "inodes": len(client.inodes),
             "open_files": len(self._operations.files),
             "dirty_bytes": client.store.dirty_bytes,

@@ -43,8 +43,8 @@ class Inode:
     """One inode. Attributes are those to show: the MRC's with our own changes on top."""
 
     __slots__ = (
-        "atime_ns", "attr", "backing", "blocks", "capabilities", "changed", "changes", "complete", "ctime_ns", "data", "dirty_told", "doubtful", "fresh", "handles", "held_up", "ino", "invalidated",
-        "invalidating", "keep_pages", "kernel_names", "layout", "link", "listing", "lookups", "mode", "mtime_ns", "names", "pages", "parent", "passed", "reading", "served",
+        "atime_ns", "attr", "backing", "blocks", "capabilities", "changed", "changes", "complete", "contended_until_s", "ctime_ns", "data", "dirty_told", "doubtful", "fresh", "handles", "held_up", "ino", "invalidated",
+        "invalidating", "keep_pages", "layout", "link", "listing", "lookups", "mode", "mtime_ns", "names", "pages", "parent", "passed", "reading", "served",
         "size", "stuck", "true_until_released", "used", "writers", "writing", "xattr_names", "xattrs",
     )  # fmt: skip
 
@@ -79,8 +79,8 @@ class Inode:
         """Whether the kernel may have pages of it."""
         self.keep_pages = True
         """Whether the kernel need not drop its pages when it is opened again."""
-        self.kernel_names = False
-        """Whether the kernel may remember names in it."""
+        self.contended_until_s = 0.0
+        """Of a directory: until then the kernel keeps no names in it (see `recall`)."""
         self.invalidated = 0
         """When (a count over all inodes) something of it was called back last: answers to older questions are not kept."""
         self.invalidating: list[Span] | None = None

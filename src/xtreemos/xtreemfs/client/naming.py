@@ -40,23 +40,23 @@ class NameOps(Base):
         if folder is not None and (folder.names or folder.complete) and session.can(ino, Level.READ):
             found = folder.find_name(q.name)
             if found == 0:
-                return self._absent(session, folder)
+                return self._absent(session, folder, q.name)
             inode = client.inodes.get(found) if found is not None else None
             if inode is not None and inode.fresh and session.can(inode.ino, Level.READ) and client.is_known(session, inode.attr):
-                return client.entry(session, inode, folder, named=True)
+                return client.entry(session, inode, folder, q.name)
         return self._lookup_later(session, ino, q)
 
-    def _absent(self, session: Session, folder: Inode) -> m.Entry:
-        if not self.client.has_epochs:
+    def _absent(self, session: Session, folder: Inode, name: bytes) -> m.Entry:
+        valid = self.client.name_valid_ns(session, folder, name)
+        if not valid:
             raise FuseError(errno.ENOENT)
-        folder.kernel_names = True
-        return m.Entry(0, _NO_ATTR, 0, session.valid_ns(), 0)
+        return m.Entry(0, _NO_ATTR, 0, valid, 0)
 
     async def _lookup_later(self, session: Session, ino: int, q: m.Lookup) -> m.Entry:
         client = self.client
         if q.name == b".":
             inode = await self.fresh_inode(session, ino, q)
-            return client.entry(session, inode, None, named=False)
+            return client.entry(session, inode)
         asked_at = client.coherence.count
         before = client.inodes.get(ino)
         changes = before.changes if before is not None else 0
@@ -76,7 +76,7 @@ class NameOps(Base):
         if looked.entry is None:
             if folder is not None and may_name and missing is not None and missing.named:
                 folder.keep_name(q.name, 0)
-                return self._absent(session, folder)
+                return self._absent(session, folder, q.name)
             raise FuseError(errno.ENOENT)
         inode = client.take(session, looked.entry, asked_at)
         if folder is not None and may_name and looked.entry.named and q.name != b"..":
@@ -86,7 +86,7 @@ class NameOps(Base):
         if not client.is_known(session, inode.attr):
             await client.learn(session, [inode.attr])
             folder = None
-        return client.entry(session, inode, folder, named=folder is not None)
+        return client.entry(session, inode, folder, q.name)
 
     async def _lookup_volume(self, q: m.Lookup) -> m.Entry:
         client = self.client
@@ -96,7 +96,7 @@ class NameOps(Base):
         ino = make_ino(record.id, 1)
         session = client.session_of(ino)
         inode = await self.fresh_inode(session, ino, q)
-        entry = client.entry(session, inode, None, named=False)
+        entry = client.entry(session, inode)
         return m.Entry(entry.nodeid, entry.attr, 0, VOLUMES_VALID_NS, entry.attr_valid_ns)
 
     def forget(self, q: m.Forget) -> None:
@@ -166,7 +166,7 @@ class NameOps(Base):
             inode.know_all(())
         folder = self.take_folder(session, made.dir_attr, asked_at, cache=made.dir_cache)
         named = self.name_changed(session, folder, name, inode.ino, asked_at)
-        return client.entry(session, inode, folder, named=named and client.is_known(session, inode.attr))
+        return client.entry(session, inode, folder if named and client.is_known(session, inode.attr) else None, name)
 
     def name_changed(self, session: Session, folder: Inode, name: bytes, ino: int, asked_at: int) -> bool:
         """Note an own change of a name (`ino` 0: it is gone). Return whether it may be kept."""
@@ -250,6 +250,9 @@ class NameOps(Base):
             p.Renamed,
         )
         exchanged = q.flags & EXCHANGE and done.replaced is not None
+        self._kernel_moved(folder_ino, q.name, new_ino, q.newname)
+        if exchanged:
+            self._kernel_moved(new_ino, q.newname, folder_ino, q.name)
         folder = self.take_folder(session, done.dir_attr, asked_at, cache=done.dir_cache)
         new_folder = self.take_folder(session, done.new_dir_attr, asked_at, cache=done.dir_cache)
         same = done.replaced is None and folder_ino == new_ino and q.name == q.newname
@@ -266,3 +269,8 @@ class NameOps(Base):
         if done.replaced is not None:
             gone = p.Gone(done.replaced, done.new_dir_attr)
             self.lost_name(session, done.replaced.ino, gone, asked_at)
+
+    def _kernel_moved(self, folder: int, name: bytes, new_folder: int, new_name: bytes) -> None:
+        """Note that the kernel has moved what it knows of one name to another, and believes it there for as long."""
+        if self.client.kernel_names.has(folder, name):
+            self.client.kernel_names.note(new_folder, new_name)

@@ -153,7 +153,7 @@ class OpenOps(NameOps):
         if anonymous:
             inode = client.take(session, made.entry, asked_at)
             client.data_of(inode)
-            return m.Created(client.entry(session, inode, None, named=False), self._opened(session, inode, q.flags))
+            return m.Created(client.entry(session, inode), self._opened(session, inode, q.flags))
         entry = self.made(session, made, q.name, asked_at)
         inode = client.inodes.take(made.entry.attr)
         if made.found:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from xtreemos.fabric.rpc import Peer
 from xtreemos.xtreemfs import calls, protocol
-from xtreemos.xtreemfs.client.coherent import Op
+from xtreemos.xtreemfs.client.coherent import Op, now_s
 from xtreemos.xtreemfs.client.inodes import Inode, Span, overlaps, without
 from xtreemos.xtreemfs.client.session import Session
 from xtreemos.xtreemfs.fuse.constants import PAGE_BYTES
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WHOLE: Span = (0, 1 << 62)
-LOCKED_S = 0.1  # a page that the kernel has not dropped by then is locked
+LOCKED_S = 0.1  # a page or name that the kernel has not dropped by then is locked
+CONTENDED_S = 30.0  # since a directory's lock was in the way last, or since another node changed a name in it after that
+NAMES_MAX = 256  # dropped one by one; if more are to go, all of the mount do
 LANES = 3  # threads that give-backs of one inode may keep waiting in the kernel; attributes go by one more, which never waits
 
 
@@ -46,6 +48,8 @@ class Coherence:
         self._client = client
         self.count = 0
         """Grows with every recall of anything: answers to questions from before are not kept for what was recalled since."""
+        self.epochs = 0
+        """How often the kernel had to forget all names at once."""
 
     # -------------------------------------------------------------------------------------------------- for the data path
 
@@ -150,9 +154,8 @@ class Coherence:
         if inode is None or kernel is None:
             return
         try:
-            if (names or level < Level.READ) and inode.kernel_names:
-                inode.kernel_names = level >= Level.READ
-                await kernel.increase_epoch()
+            if names or level < Level.READ:
+                await self._drop_names(kernel, inode, names if level >= Level.READ else ())
             if (names or level < Level.READ) and not again:
                 await kernel.invalidate_inode(self._client.node_of(ino), -1, 0, lane=LANES)
             if inode.pages and (level < Level.READ or inode.writers):
@@ -161,6 +164,34 @@ class Coherence:
             return
         except NotifyFailed as failed:
             log.error("the kernel does not take back inode %x: %s", ino, failed)  # noqa: TRY400  # no stack tells more
+
+    async def _drop_names(self, kernel: Kernel, inode: Inode, names: tuple[bytes, ...]) -> None:
+        """Have the kernel forget these names of a directory (all, if none are given), as far as it may remember them.
+
+        Name by name: it waits for the directory's lock, which a request of our own may hold that waits for others, and they for us. If the
+        kernel cannot do it soon, all names of the mount go, which takes no lock; but then a folder in which programs work is for a moment
+        without its name: getcwd fails until the name is looked up again. So that this is not done again and again for a directory in
+        which several nodes change names, the kernel keeps none of its names until they leave off.
+        """
+        now = now_s()
+        if now < inode.contended_until_s:
+            inode.contended_until_s = now + CONTENDED_S
+        remembered = self._client.kernel_names.of(inode.ino, names)
+        if not remembered:
+            return
+        if len(remembered) <= NAMES_MAX:
+            node = self._client.node_of(inode.ino)
+            dropped = asyncio.gather(*(kernel.invalidate_entry(node, name) for name in remembered))
+            done, _late = await asyncio.wait({dropped}, timeout=LOCKED_S)
+            if done:
+                dropped.result()
+                return
+            dropped.add_done_callback(_look_at)
+            inode.contended_until_s = now_s() + CONTENDED_S
+        self.epochs += 1
+        await kernel.increase_epoch()
+        if now_s() < inode.contended_until_s:  # none was noted since, so all are of the old epoch
+            self._client.kernel_names.forget(inode.ino)
 
     async def _drop_pages(self, inode: Inode, spans: list[Span]) -> None:
         kernel = self._client.kernel
@@ -240,28 +271,34 @@ class Coherence:
         if update is not None:
             inode.told(update)
 
-    def suspended(self, session: Session) -> None:
+    def suspended(self, session: Session, *, early: bool) -> None:
         """See `coherent.Coherent`."""
         self.count += 1
-        self._client.start(self._empty_kernel(session))
+        self._client.start(self._empty_kernel(session, early=early))
 
-    async def _empty_kernel(self, session: Session) -> None:
+    async def _empty_kernel(self, session: Session, *, early: bool) -> None:
         def is_its(inode: Inode) -> bool:
             record = self._client.directory.state.volume_by_id(volume_of(inode.ino))
             return record is not None and record.mrc == session.mrc
 
-        await self.empty_kernel(is_its)
+        kernel = self._client.kernel
+        if early and self._client.has_epochs and kernel is not None:
+            with contextlib.suppress(SessionEnded):
+                self.epochs += 1
+                await kernel.increase_epoch()
+        # In good time the names have ended with the session by themselves: the kernel looks them up again without dropping them first.
+        await self.empty_kernel(is_its, names=False)
 
-    async def empty_kernel(self, wanted: Callable[[Inode], bool]) -> None:
-        """Have the kernel forget all names, and attributes and pages of the inodes that are wanted: it asks again."""
+    async def empty_kernel(self, wanted: Callable[[Inode], bool], *, names: bool = True) -> None:
+        """Have the kernel forget attributes and pages of the inodes that are wanted, and (`names`) all names in them: it asks again."""
         client = self._client
         kernel = client.kernel
         if kernel is None:
             return
         try:
-            if client.has_epochs:
-                await kernel.increase_epoch()
             for inode in filter(wanted, list(client.inodes)):
+                if names:
+                    await self._drop_names(kernel, inode, ())
                 if inode.lookups:
                     await kernel.invalidate_inode(client.node_of(inode.ino), -1, 0, lane=LANES)
                 if inode.pages:
@@ -289,8 +326,13 @@ class Coherence:
             self._client.locks.lose(session.mrc, row)
 
 
+def _look_at(dropped: asyncio.Future[list[None]]) -> None:
+    """Names that nobody waits for any more are dropped, or the mount is gone, which is no news."""
+    if not dropped.cancelled():
+        dropped.exception()
+
+
 def _late(inode: Inode, lane: int, dropped: asyncio.Future[list[None]]) -> None:
     """Pages that nobody waits for any more are dropped, or the mount is gone, which is no news."""
     inode.held_up.discard(lane)
-    if not dropped.cancelled():
-        dropped.exception()
+    _look_at(dropped)

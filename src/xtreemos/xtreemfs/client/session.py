@@ -254,7 +254,7 @@ class Session:
                     self.link.drop()
             case h.Suspend():
                 self.suspensions += 1
-                self._coherent.suspended(self)
+                self._coherent.suspended(self, early=effect.early)
             case h.Resume():
                 pass
             case _:

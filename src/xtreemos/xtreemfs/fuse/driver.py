@@ -65,7 +65,10 @@ class Session(Notifications):
         )
         self._loop = asyncio.get_running_loop()
         self._pool = BufferPool(max(c.READ_BUFFER_BYTES_MIN, options.max_write_bytes + c.PAGE_BYTES))
-        super().__init__(Notifier(fd, threads=options.notify_threads, slots=options.notify_queue_max))
+        super().__init__(
+            Notifier(fd, threads=options.notify_threads, slots=options.notify_queue_max),
+            Notifier(fd, threads=options.notify_threads, slots=options.notify_queue_max),
+        )
         self._decoders: dict[int, wire.Decoder] = dict(wire.DECODERS)
         self._routes: dict[int, tuple[Handler, replies.Encoder]] = {}
         self._waiting: dict[int, _Waiting] = {}  # by unique
@@ -128,7 +131,7 @@ class Session(Notifications):
             await asyncio.wait([waiting.task for waiting in self._waiting.values()])
             await asyncio.sleep(0)  # their callbacks run in the next turn
         self._destroy()
-        await self._notifier.close()
+        await asyncio.gather(self._notifier.close(), self._names.close())
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -389,5 +392,5 @@ class Session(Notifications):
             payload_bytes=self._payload_bytes,
             paused=self._paused,
             buffers_made=self._pool.made,
-            notifications=self._notifier.sent,
+            notifications=self._notifier.sent + self._names.sent,
         )

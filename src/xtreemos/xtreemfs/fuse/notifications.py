@@ -64,8 +64,10 @@ def prune(nodeids: Sequence[int]) -> Message:
 class Notifications:
     """The notification half of a session. Each method: see docs/protocols/fuse.md; each raises NotifyFailed or SessionEnded."""
 
-    def __init__(self, notifier: Notifier) -> None:
+    def __init__(self, notifier: Notifier, names: Notifier) -> None:
+        """`names` sends what waits for a directory's lock, so that nothing else waits behind it."""
         self._notifier = notifier
+        self._names = names
         self._negotiated: Negotiated | None = None
         self._numbers = itertools.count(1)
         self._retrieving: dict[int, asyncio.Future[bytes]] = {}
@@ -84,16 +86,16 @@ class Notifications:
         return self._notifier.send_nowait(*inval_inode(nodeid, offset, length))
 
     async def invalidate_entry(self, parent: int, name: bytes, *, expire_only: bool = False) -> None:
-        await self._notifier.send(*inval_entry(parent, name, expire_only=self._may_expire(expire_only)))
+        await self._names.send(*inval_entry(parent, name, expire_only=self._may_expire(expire_only)))
 
     def invalidate_entry_nowait(self, parent: int, name: bytes, *, expire_only: bool = False) -> asyncio.Future[bool]:
-        return self._notifier.send_nowait(*inval_entry(parent, name, expire_only=self._may_expire(expire_only)))
+        return self._names.send_nowait(*inval_entry(parent, name, expire_only=self._may_expire(expire_only)))
 
     async def notify_delete(self, parent: int, child: int, name: bytes) -> None:
-        await self._notifier.send(*delete(parent, child, name))
+        await self._names.send(*delete(parent, child, name))
 
     def notify_delete_nowait(self, parent: int, child: int, name: bytes) -> asyncio.Future[bool]:
-        return self._notifier.send_nowait(*delete(parent, child, name))
+        return self._names.send_nowait(*delete(parent, child, name))
 
     async def store(self, nodeid: int, offset: int, data: m.Buffer) -> None:
         await self._notifier.send(*store(nodeid, offset, data))

@@ -210,10 +210,11 @@ class Holder(Giving):
             self._suspend()
 
     def _suspend(self) -> None:
+        early = self._now_s < self._until_s
         self._until_s = -math.inf
         if self._standing:
             self._standing = False
-            self._out.append(Suspend())
+            self._out.append(Suspend(early))
 
     def _on_tick(self, _event: Tick) -> None:
         if self._open and self._now_s >= self._renew_s:

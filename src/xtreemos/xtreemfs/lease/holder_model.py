@@ -239,7 +239,12 @@ class Reopen(Effect, frozen=True):
 
 
 class Suspend(Effect, frozen=True):
-    """Our session is over on our clock: nothing may be answered from caches, the kernel's go too (inodes' pages, attributes, all names)."""
+    """Our session is over on our clock: nothing may be answered from caches, the kernel's go too (inodes' pages, attributes, all names).
+
+    `early`: the MRC has ended it before its time, so the kernel was told that it may believe things for longer.
+    """
+
+    early: bool = False
 
 
 class Resume(Effect, frozen=True):
