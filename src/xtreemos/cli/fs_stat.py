@@ -58,6 +58,7 @@ def look(path: Path) -> dict[str, Any]:
         "lease": _ask(path, "lease"),
         "epoch": _number(_ask(path, "epoch")),
         "dirty_bytes": _number(_ask(path, "dirty")),
+        "passthrough": _ask(path, "passthrough"),
         "layout": json.loads(layout) if layout else None,
     }
 
@@ -109,6 +110,8 @@ def text_of(row: dict[str, Any]) -> str:
         striped = f"{width} columns of {fs_text.size(row['layout']['object_bytes'])} objects" if width > 1 else "whole"
         lines.append(f"  layout   {striped}, version {row['layout']['version']}")
         lines += [f"  data on  {' '.join(osds)}" for osds in copies]
+    if row.get("passthrough") not in (None, "no"):
+        lines.append(f"  kernel   reads the object server's file by itself: {row['passthrough']}")
     if row["dirty_bytes"]:
         lines.append(f"  unsent   {fs_text.size(row['dirty_bytes'])} written here and not yet at the object servers")
     return "\n".join(lines)

@@ -205,7 +205,7 @@ class Opening:
                 self._apply(client, m.update)
             except FsError as error:  # evicted meanwhile: what it holds ends all the same
                 refused = error
-        if m.through and held.epoch and writes:
+        if m.through == Level.WRITE and held.epoch and writes:
             core.execute(do.Writer(client, m.ino, held.epoch, m.through))
         core.leasing.feed(table.Release(client, m.ino, Level(m.level), m.seq, m.pin, Level(m.through), m.unsure))
         if not m.unsure:  # one that gave up writes stays a writer on record until it is fenced
