@@ -130,9 +130,14 @@ class Call:
         """Send an EVENT with any MessagePack value."""
         self.peer._send(Frame(Kind.EVENT, self.channel, body))
 
-    def send_data(self, stream: int, offset: int, data: bytes) -> None:
-        """Send stream bytes at `offset`; the caller keeps to WINDOW_BYTES and keeps the bytes until they are acknowledged."""
+    def send_data(self, stream: int, offset: int, data: bytes, acks: Iterable[tuple[int, int]] = ()) -> None:
+        """Send stream bytes at `offset`; the caller keeps to WINDOW_BYTES and keeps the bytes until they are acknowledged.
+
+        `acks`: pairs as for `send_ack`, told before it in the same piece.
+        """
         head = frames.data_head(self.channel, stream, offset, len(data))
+        for number, safe in acks:
+            head = frames.encode(Frame(Kind.ACK, self.channel, None, number, safe)) + head
         if len(data) <= JOINED_BYTES_MAX:
             self.peer._write(head + data)  # one record, one packet, and the other side wakes once
             return

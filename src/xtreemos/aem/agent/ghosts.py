@@ -52,7 +52,6 @@ log = logging.getLogger(__name__)
 GHOSTS_MAX = 4096
 WATCH_EVERY_S = 0.2
 OUTPUT_WAITING_BYTES_MAX = 2 * 1024 * 1024  # per ghost; above it no event of its run is read (a run's own window is smaller)
-MESSAGES_AT_ONCE = 16
 LAST_CALLS_S = 5.0  # to hand the last signals to a run that is being left
 
 
@@ -590,35 +589,35 @@ class _Ghost:
     # -- the ghost's socket ----------------------------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
-        for _ in range(MESSAGES_AT_ONCE):
-            try:
-                message, fds = self._receive()
-            except BlockingIOError:
-                return
-            if not message:
-                asyncio.get_running_loop().remove_reader(self._socket.fileno())
-                self._on(gm.GhostGone())
-                self._greeted.set()
-                self._closing.set()
-                self._gone.set()
-                return
-            value: wire.FromGhost | None
-            try:
-                value = wire.decode(message)
-            except wire.BadMessage as error:
-                log.warning("%s", error)
-                value = None
-            if value is not None and not self._greeted.is_set():
-                self._on_first(value, fds)
-                continue
-            for fd in fds:  # none is due any more
-                os.close(fd)
-            if value is None:
-                self._greeted.set()  # who begins with nonsense gets no second try
-                continue
-            if isinstance(value, wire.TerminalSettings):
-                self._settings = value
-            self._on(value)
+        """Take one message: there is mostly one, and the loop comes again at once if there are more."""
+        try:
+            message, fds = self._receive()
+        except BlockingIOError:
+            return
+        if not message:
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            self._on(gm.GhostGone())
+            self._greeted.set()
+            self._closing.set()
+            self._gone.set()
+            return
+        value: wire.FromGhost | None
+        try:
+            value = wire.decode(message)
+        except wire.BadMessage as error:
+            log.warning("%s", error)
+            value = None
+        if value is not None and not self._greeted.is_set():
+            self._on_first(value, fds)
+            return
+        for fd in fds:  # none is due any more
+            os.close(fd)
+        if value is None:
+            self._greeted.set()  # who begins with nonsense gets no second try
+            return
+        if isinstance(value, wire.TerminalSettings):
+            self._settings = value
+        self._on(value)
 
     def _tell(self, message: bytes, stream: int = 0, count: int = 0) -> None:
         self._outbox.append((message, stream, count))

@@ -163,10 +163,19 @@ class RemoteRun:
             self.placement.call.send_ack(stream, self._consumed[stream])
 
     def _acknowledge_late(self) -> None:
-        self._ack_timer = None
         if self._placement is not None and not self._task.done():
-            for stream in self._told:
-                self._acknowledge(stream)
+            for stream, offset in self._take_acks():
+                self.placement.call.send_ack(stream, offset)
+
+    def _take_acks(self) -> list[tuple[int, int]]:
+        """Return what the timer would tell, as told: the next typed byte takes it along, and the far side wakes once for both."""
+        if self._ack_timer is None:
+            return []
+        self._ack_timer.cancel()
+        self._ack_timer = None
+        due = [(stream, offset) for stream, offset in self._consumed.items() if offset > self._told[stream]]
+        self._told.update(due)
+        return due
 
     async def write_stdin(self, data: bytes) -> None:
         """Give bytes to the program; waits while the window is full. Bytes for a closed stdin are dropped, as by a pipe's writer that ignores SIGPIPE."""
@@ -181,7 +190,7 @@ class RemoteRun:
             if not piece:
                 continue
             offset = self._stdin.push(piece)
-            self.placement.call.send_data(STDIN, offset, piece)
+            self.placement.call.send_data(STDIN, offset, piece, self._take_acks())
             view = view[len(piece) :]
         await self.placement.call.peer.drain()
 
