@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xtreemos.xtreemfs.client.inodes import Changed, Inode, Inodes, Listed, overlaps, without
+from xtreemos.xtreemfs.client.ledger import Ledger
 from xtreemos.xtreemfs.client.lockbook import LockBook
 from xtreemos.xtreemfs.model import Attr, Level
 from xtreemos.xtreemfs.protocol import ListedEntry, LockRow
@@ -83,11 +84,11 @@ def test_ranges_less_holes_are_what_no_page_of_a_hole_touches(whole, holes):
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 20), st.integers(0, 10)), max_size=20))
 def test_the_lock_book_has_every_locked_byte_once(steps):
-    book, model = LockBook(), {}
+    book, model = LockBook(Ledger()), {}
     for count, (lock, start, length) in enumerate(steps):
         end = start + length
         if lock:
-            book.add("m", LockRow(5, "p", 1, start, end, True, count))
+            book.add("m", LockRow(5, "p", 1, start, end, True, count), fh=7)
             model.update(dict.fromkeys(range(start, end + 1), count))
         else:
             book.remove("m", 5, "p", 1, start, end)
@@ -98,9 +99,9 @@ def test_the_lock_book_has_every_locked_byte_once(steps):
 
 
 def test_an_owner_that_lost_a_lock_is_known_until_it_closes():
-    book = LockBook()
+    book = LockBook(Ledger())
     row = LockRow(5, "p", 1, 0, 9, True, 1)
-    book.add("m", row)
+    book.add("m", row, fh=7)
     book.lose("m", row)
     assert book.is_lost(5, {("p", 1)})
     assert not book.is_lost(5, {("p", 2)})

@@ -64,7 +64,7 @@ def services(paths: NodePaths, config: NodeConfig, env: dict[str, str]) -> list[
             words = ["--socket", str(run / "osd.sock"), "--listen", listen, "--limit-bytes", str(max(0, config.storage_bytes))]
             rows.append(row("osd", "osd", "--disk", str(folder / "osd"), *words))
         words = ["--control", str(run / "mount.sock"), "--users", str(run / "users.sock"), "--snapshot", str(paths.snapshot)]
-        rows.append(row("mount", "client", f"/xos/{vo}", *words, "--tickets", str(run / "tickets")))
+        rows.append({**row("mount", "client", f"/xos/{vo}", *words, "--tickets", str(run / "tickets")), "keeps": True})
     return rows
 
 

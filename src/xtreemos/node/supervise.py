@@ -2,9 +2,11 @@
 
     python -S -m xtreemos.node.supervise --services FILE --run DIR --log DIR      (see `command`)
 
-FILE (JSON): `[{"name": N, "argv": [...], "env": {...}, "log": "N.log", "slack_us": 0}, ...]`; `env` is added to ours, `log` is a file
-name in the log folder (default N.log) or a path, `slack_us` how late the kernel may fire the service's timers (0: as it does). SIGHUP reads it again, SIGTERM stops all in reverse order and ends.
-RUN/pids.json tells `{N: {pid, start_ticks, restarts, since}}` (`since`: seconds of the Epoch), the supervisor itself as `supervise`.
+FILE (JSON): `[{"name": N, "argv": [...], "env": {...}, "log": "N.log", "slack_us": 0, "keeps": false}, ...]`; `env` is added to ours, `log` is a file
+name in the log folder (default N.log) or a path, `slack_us` how late the kernel may fire the service's timers (0: as it does). A service that
+`keeps` is given a pair of sockets that we hold open as well: descriptors which it sends to itself outlive it (`xtreemfs.fuse.keeping`), until it
+is stopped or cannot be started. SIGHUP reads it again, SIGTERM stops all in reverse order and ends.
+RUN/pids.json tells `{N: {pid, start_ticks, restarts, keeps, since}}` (`since`: seconds of the Epoch), the supervisor itself as `supervise`.
 
 If the supervisor is killed, its services live on (jobs must survive it); the next one finds them in pids.json and adopts them.
 That file is complete at any time: a service waits for its first instruction until its pid is written there. As PID 1 or child
@@ -27,6 +29,10 @@ from xtreemos.node.supervision import Service, Start, Supervision, Terminate
 LOG_BYTES_MAX = 8 << 20  # then the file is copied to NAME.1 and emptied
 LOG_LOOK_S = 30.0
 SELF = "supervise"
+KEEP_ENV = "XOS_KEEP"
+KEEP_FDS = (3, 4)  # of the pair, in the service
+_DUP_FROM = 10
+_PIDFD_GETFD = 438  # number of the system call
 EXIT_USAGE = 2
 EXIT_ALREADY_RUNNING = 75
 _NOTICED = (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
@@ -71,7 +77,7 @@ def parse_services(text: str) -> list[Service]:
         if any(service.name == name for service in services):
             raise ValueError(f"service {name} stands twice in the list")
         log, slack_us = str(raw.get("log") or f"{name}.log"), int(raw.get("slack_us") or 0)
-        services.append(Service(name, tuple(argv), dict(raw.get("env") or {}), log, slack_us))
+        services.append(Service(name, tuple(argv), dict(raw.get("env") or {}), log, slack_us, keeps=bool(raw.get("keeps"))))
     return services
 
 
@@ -86,6 +92,7 @@ class Supervisor:
         self._adopted: dict[int, str] = {}  # pidfd -> service name
         self._since: dict[str, float] = {}  # by service name, seconds of the Epoch
         self._ticks: dict[str, int] = {}
+        self._kept: dict[str, tuple[int, int]] = {}  # by service name: the pair of those that keep something
         self._next_log_look_s = 0.0
         self._poll = select.poll()
 
@@ -131,8 +138,25 @@ class Supervisor:
             self._poll.register(pidfd, select.POLLIN)
             self._adopted[pidfd] = name
             self._since[name], self._ticks[name] = facts["since"], int(facts["start_ticks"])
+            if facts.get("keeps"):
+                self._fetch_kept(name, pidfd)
             self._core.on_adopted(Service(name, (), {}, ""), pid, int(facts["restarts"]), time.monotonic())
             _say(f"{name}: adopted, pid {pid}")
+
+    def _fetch_kept(self, name: str, pidfd: int) -> None:
+        """Take copies of the pair from a service that an earlier supervisor started."""
+        import ctypes  # rarely needed, and large
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        pair = tuple(int(libc.syscall(_PIDFD_GETFD, pidfd, fd, 0)) for fd in KEEP_FDS)
+        if min(pair) < 0:
+            _say(f"{name}: what it keeps cannot be had: {os.strerror(ctypes.get_errno())}")
+        else:
+            self._kept[name] = (pair[0], pair[1])
+
+    def _drop_kept(self, name: str) -> None:
+        for fd in self._kept.pop(name, ()):
+            os.close(fd)
 
     def _adopted_ended(self, pidfd: int) -> None:
         self._poll.unregister(pidfd)
@@ -159,7 +183,10 @@ class Supervisor:
 
     def _exited(self, name: str, how: str) -> None:
         _say(f"{name}: {how}")
-        self._perform(self._core.on_exited(name, time.monotonic()))
+        effects = self._core.on_exited(name, time.monotonic())
+        if self._core.is_lost(name):
+            self._drop_kept(name)
+        self._perform(effects)
         self._write_pids()
 
     def _perform(self, effects: list[Start | Terminate]) -> None:
@@ -176,6 +203,8 @@ class Supervisor:
 
     def _start(self, service: Service) -> None:
         """Fork; record the pid; only then let the child execute. If we die in between, the child sees the pipe close and ends."""
+        if service.keeps and service.name not in self._kept:
+            self._kept[service.name] = _socket_pair()
         held, go = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -209,10 +238,20 @@ class Supervisor:
             if service.slack_us:
                 with open("/proc/self/timerslack_ns", "w", encoding="ascii") as slack:  # kept by exec, given to every thread
                     slack.write(str(service.slack_us * 1000))
-            os.execvpe(service.argv[0], service.argv, {**os.environ, **service.env})  # noqa: S606  # no shell wanted
+            env = {**os.environ, **service.env, **self._hand_kept(service)}
+            os.execvpe(service.argv[0], service.argv, env)  # noqa: S606  # no shell wanted
         except BaseException as problem:  # noqa: BLE001  # a forked child must never return into its parent's loop
             os.write(2, f"supervise: {service.name} cannot be started: {problem!r}\n".encode())
         os._exit(127)
+
+    def _hand_kept(self, service: Service) -> dict[str, str]:
+        """In the child, at the end: put the pair where the service expects it; return what to add to its environment."""
+        if not service.keeps:
+            return {}
+        pair = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _DUP_FROM) for fd in self._kept[service.name]]  # out of the way
+        for fd, target in zip(pair, KEEP_FDS, strict=True):
+            os.dup2(fd, target, inheritable=True)
+        return {KEEP_ENV: ",".join(map(str, KEEP_FDS))}
 
     def _log_path(self, service: Service) -> str:
         return os.path.join(self._log, service.log)
@@ -232,12 +271,28 @@ class Supervisor:
         table = {SELF: {"pid": os.getpid(), "start_ticks": start_ticks(os.getpid()), "restarts": 0, "since": _STARTED}}
         for name, entry in self._core.entries.items():
             if entry.pid:
-                facts = {"pid": entry.pid, "start_ticks": self._ticks[name], "restarts": entry.restarts}
+                facts = {
+                    "pid": entry.pid,
+                    "start_ticks": self._ticks[name],
+                    "restarts": entry.restarts,
+                    "keeps": name in self._kept,
+                }
                 table[name] = {**facts, "since": self._since[name]}
         fresh = f"{self._run}/.pids.json"
         with open(fresh, "w", encoding="utf-8") as file:
             json.dump(table, file, indent=1)
         os.replace(fresh, f"{self._run}/pids.json")
+
+
+def _socket_pair() -> tuple[int, int]:
+    """Return a connected pair for messages with descriptors, close-on-exec."""
+    import _socket  # the light half of `socket`, and only if a service keeps something
+
+    one, other = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    pair = (one.detach(), other.detach())
+    for fd in pair:
+        os.set_inheritable(fd, False)
+    return pair
 
 
 def rotate(path: str) -> None:

@@ -21,16 +21,21 @@ STOP_WAIT_S = 10.0
 
 
 class Service:
-    """One line of the list: what to run, with what added to the environment, where its output goes, how late its timers may be."""
+    """One line of the list: what to run, with what added to the environment, where its output goes, how late its timers may be, and
+    whether what it keeps outlives it.
+    """
 
-    __slots__ = ("argv", "env", "log", "name", "slack_us")
+    __slots__ = ("argv", "env", "keeps", "log", "name", "slack_us")
 
-    def __init__(self, name: str, argv: tuple[str, ...], env: dict[str, str], log: str, slack_us: int = 0) -> None:
+    def __init__(
+        self, name: str, argv: tuple[str, ...], env: dict[str, str], log: str, slack_us: int = 0, *, keeps: bool = False
+    ) -> None:
         self.name = name
         self.argv = argv
         self.env = env
         self.log = log
         self.slack_us = slack_us
+        self.keeps = keeps
 
 
 class Start:
@@ -146,6 +151,11 @@ class Supervision:
             leaving[-1].phase, leaving[-1].wake_s = "stopping", now_s + STOP_WAIT_S
             effects.append(Terminate(leaving[-1].service.name, hard=False))
         return effects
+
+    def is_lost(self, name: str) -> bool:
+        """Whether what a service kept is of no use any more: it is gone from the list, or has ended again and again without coming up."""
+        entry = self.entries.get(name)
+        return entry is None or entry.removed or entry.delay_s >= DELAY_S_MAX
 
     def next_wake_s(self) -> float | None:
         """Monotonic time at which `on_time` has something to do, or None."""

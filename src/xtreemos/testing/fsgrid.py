@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +26,7 @@ import msgspec
 
 from xtreemos.fabric import rpc
 from xtreemos.xtreemfs import calls, protocol
+from xtreemos.xtreemfs.fuse.keeping import ENV, Keeper
 from xtreemos.xtreemfs.model import VolumePolicy, VolumeRecord
 
 READY_S = 20.0
@@ -41,6 +42,8 @@ class Process:
         self.words = words
         self.log = log
         self._ready = ready
+        self.keeper: Keeper | None = None
+        """What it keeps outlives it (see `fuse.keeping`), as on a node with a supervisor."""
         self._popen: subprocess.Popen[bytes] | None = None
 
     @property
@@ -50,6 +53,7 @@ class Process:
 
     def start(self) -> None:
         """Start it; returns when it said that it is ready, if it does say so."""
+        kept = self.keeper.filenos() if self.keeper is not None else ()
         with self.log.open("ab") as log:
             self._popen = subprocess.Popen(
                 [sys.executable, "-m", *self.words],
@@ -57,6 +61,9 @@ class Process:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
+                cwd="/",
+                pass_fds=kept,
+                env={**os.environ, ENV: ",".join(map(str, kept))},
             )
         if self._ready:
             self._wait_ready()
@@ -119,14 +126,30 @@ class MountProcess(Process):
 
     def start(self) -> None:
         """See `Process`."""
-        _unmount(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        if self.keeper is None:
+            _unmount(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
         super().start()
 
     def kill(self) -> None:
         """See `Process`; what is left of the mount goes, too."""
         super().kill()
+        if self.keeper is not None:
+            self.keeper.close()
+            self.keeper = None
         _unmount(self.path)
+
+    def begin_keeping(self) -> None:
+        """Start it anew, so that its mount will outlive it."""
+        self.stop()
+        self.keeper = Keeper.made()
+        self.start()
+
+    def kill_and_restart(self, *, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """What the supervisor of a node does about a mount process that was killed."""
+        super().kill()
+        meanwhile()
+        super().start()
 
     def ask(self, method: str, params: Mapping[str, Any] | None = None) -> Any:
         """Make a call on its control socket."""

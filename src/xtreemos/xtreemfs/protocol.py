@@ -39,11 +39,13 @@ class OpenSession(Message, frozen=True, array_like=True):
     """
 
     client: str
-    """128 random bits, hex; made by the client once and never used by another process."""
+    """128 random bits, hex; made by the client once and used by no other process, but the one that takes over its mount (`anew`)."""
     held: tuple[Held, ...] = ()
     locks: tuple[LockRow, ...] = ()
     dead: tuple[str, ...] = ()
     """Earlier sessions of this node whose process is certain to have ended: closed at once, not after their lease."""
+    anew: bool = False
+    """Another process opened it, which has died: leases are taken from it as from one that has expired; its locks and pins, as named here, stay."""
 
 
 class Held(Message, frozen=True, array_like=True):

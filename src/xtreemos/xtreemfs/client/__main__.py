@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -14,12 +15,14 @@ import uvloop
 from xtreemos.errors import Unreachable, UsageError, XosError
 from xtreemos.fabric import rpc
 from xtreemos.fabric.rpc import Peer
+from xtreemos.xtreemfs.client import takeover
 from xtreemos.xtreemfs.client.actors import Identities, PlainIdentities
 from xtreemos.xtreemfs.client.client import Client
 from xtreemos.xtreemfs.client.control import Control
 from xtreemos.xtreemfs.client.desk import Desk
 from xtreemos.xtreemfs.client.former import SessionFile, take_away_dead
 from xtreemos.xtreemfs.client.gate import Gate
+from xtreemos.xtreemfs.client.ledger import Ledger
 from xtreemos.xtreemfs.client.operations import Operations
 from xtreemos.xtreemfs.client.osds import Dialer
 from xtreemos.xtreemfs.client.passthrough import SMALLEST_BYTES
@@ -28,6 +31,7 @@ from xtreemos.xtreemfs.dialing import dial_tls
 from xtreemos.xtreemfs.directory import Directory
 from xtreemos.xtreemfs.errors import VolumeUnknown
 from xtreemos.xtreemfs.fuse.errors import MountFailed
+from xtreemos.xtreemfs.fuse.keeping import Keeper
 from xtreemos.xtreemfs.fuse.mounting import Mount, mount
 from xtreemos.xtreemfs.fuse.options import MountOptions
 from xtreemos.xtreemfs.model import MrcRecord, OsdRecord
@@ -121,7 +125,9 @@ async def _main(found: argparse.Namespace) -> None:
         if found.volume:
             await _wait_volume(directory, found.volume)
         credential = CredentialFolder(found.credential) if found.credential is not None else None
-        ids = SessionFile(found.control.with_suffix(".sessions")) if found.control is not None else None
+        place = _Place(found.mountpoint)
+        before = place.left.will.client if place.left is not None else ""
+        ids = SessionFile(found.control.with_suffix(".sessions"), before) if found.control is not None else None
         client = Client(
             directory,
             make_identities(found),
@@ -131,13 +137,50 @@ async def _main(found: argparse.Namespace) -> None:
             client_id=ids.mine if ids is not None else "",
             former=ids.former if ids is not None else (),
             passthrough_bytes=_passthrough_bytes(found.passthrough),
+            ledger=place.ledger,
         )
-        await _serve(found, client, credential, stop)
+        await _serve(found, place, client, credential, stop)
     finally:
         following.cancel()
 
 
-async def _serve(found: argparse.Namespace, client: Client, credential: CredentialFolder | None, stop: asyncio.Event) -> None:
+class _Place:
+    """Where the mount is to be: what a process before us has left there, and what the next one will find."""
+
+    def __init__(self, mountpoint: Path) -> None:
+        self.mountpoint = Path(
+            os.path.realpath(mountpoint.parent), mountpoint.name
+        )  # as the kernel lists it, and without asking a dead mount
+        self._keeper = Keeper.inherited()
+        self.left = takeover.find(self._keeper, self.mountpoint) if self._keeper is not None else None
+        self._memory = -1
+        if self.left is not None:
+            self.ledger = self.left.ledger
+        elif self._keeper is not None:
+            self._memory, memory = takeover.fresh_memory()
+            self.ledger = Ledger(memory)
+        else:
+            self.ledger = Ledger()
+
+    async def mounted(self, client: Client, operations: Operations, options: MountOptions) -> Mount:
+        """Mount it, or go on with it."""
+        if self.left is not None:
+            return await takeover.take_over(self.left, client, operations, options)
+        take_away_dead(self.mountpoint)
+        made = await mount(self.mountpoint, operations, options)
+        if self._keeper is not None:
+            takeover.keep(self._keeper, made, self._memory, client.id)
+        return made
+
+    def ended(self) -> None:
+        """It is unmounted: nothing is left for the next process."""
+        if self._keeper is not None:
+            self._keeper.clear()
+
+
+async def _serve(
+    found: argparse.Namespace, place: _Place, client: Client, credential: CredentialFolder | None, stop: asyncio.Event
+) -> None:
     options = MountOptions(
         source=f"{found.vo}{':' + found.volume if found.volume else ''}",
         nosuid=not found.allow_devices,
@@ -148,8 +191,11 @@ async def _serve(found: argparse.Namespace, client: Client, credential: Credenti
     operations = Operations(client)
     people = client.identities
     gate = Gate(client, people, operations) if isinstance(people, NodeIdentities) else None
-    take_away_dead(found.mountpoint)
-    mounted = await mount(found.mountpoint, operations, options)
+    try:
+        mounted = await place.mounted(client, operations, options)
+    except BaseException:
+        place.ended()
+        raise
     control = Control(client, operations, mounted, stop)
     desk = None
     if isinstance(people, NodeIdentities | OwnerRoot):
@@ -179,6 +225,7 @@ async def _serve(found: argparse.Namespace, client: Client, credential: Credenti
             await desk.close()
         await control.close()
         await mounted.close()
+        place.ended()
         await client.close()
 
 

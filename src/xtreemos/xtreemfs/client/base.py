@@ -56,7 +56,7 @@ class Base(Handlers):
         self.client = client
         self.files: dict[int, FileHandle] = {}
         self.dirs: dict[int, DirHandle] = {}
-        self._last_handle = 0
+        self._last_handle = client.ledger.generation << 32  # handles given before our time are still in use
 
     def next_handle(self) -> int:
         """Return a number for a new handle."""

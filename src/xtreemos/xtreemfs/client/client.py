@@ -22,6 +22,7 @@ from xtreemos.xtreemfs.client.coherent import granted, now_s
 from xtreemos.xtreemfs.client.data import FileData, data_of
 from xtreemos.xtreemfs.client.inodes import Inode, Inodes
 from xtreemos.xtreemfs.client.kernelnames import KernelNames
+from xtreemos.xtreemfs.client.ledger import Ledger
 from xtreemos.xtreemfs.client.links import NONE
 from xtreemos.xtreemfs.client.lockbook import LockBook
 from xtreemos.xtreemfs.client.osds import Dialer, PatientOsds
@@ -61,15 +62,26 @@ class Client:
         client_id: str = "",
         former: tuple[str, ...] = (),
         passthrough_bytes: int | None = SMALLEST_BYTES,
+        ledger: Ledger | None = None,
     ) -> None:
-        """Make it. `client_id`: 32 hex digits, made if not given; `former`: ids of processes in our place that have certainly ended.
+        """Make it.
 
-        `passthrough_bytes`: how large a file of this node's OSD is that the kernel reads by itself; None: none is.
+        Args:
+            directory: of the VO's volumes and servers.
+            identities: what this node knows of people.
+            dialer: how to reach servers.
+            volume: mount this one's root; "" for the folder of all.
+            near: node whose OSD is preferred for new files; by default this one.
+            client_id: 32 hex digits, made if not given; that of the process whose work is taken over.
+            former: ids of processes in our place that have certainly ended.
+            passthrough_bytes: how large a file of this node's OSD is that the kernel reads by itself; None: none is.
+            ledger: for the next process; if it was taken over, sessions are told so, and none is opened before `admit`.
         """
         self.directory = directory
         self.identities = identities
         self.volume = volume
         self.near = directory.node if near is None else near
+        self.ledger = Ledger() if ledger is None else ledger
         self.inodes = Inodes()
         self.sessions: dict[str, Session] = {}
         self.kernel: Kernel | None = None
@@ -77,13 +89,16 @@ class Client:
         self.kernel_names = KernelNames()
         self.osds = PatientOsds(directory, dialer)
         self.coherence = Coherence(self)
-        self.store = DataStore(self.osds, lambda _ino: self.coherence)
+        self.store = DataStore(self.osds, lambda _ino: self.coherence, self.ledger)
         self.untold: dict[int, Inode] = {}
         """Inodes whose changes wait to be told."""
         self.passthrough = Passthrough(self, passthrough_bytes)
         self.started_ns = time.time_ns()
-        self.locks = LockBook()
-        self._client_id = client_id or secrets.token_hex(16)
+        self.locks = LockBook(self.ledger)
+        self._admitted = asyncio.Event()
+        if not self.ledger.generation:
+            self._admitted.set()
+        self.id = client_id or secrets.token_hex(16)
         self._former = former
         self._dialer = dialer
         self._routed = directory.state
@@ -139,13 +154,21 @@ class Client:
         """Return the session with the MRC on a node."""
         session = self.sessions.get(mrc)
         if session is None:
-            session = Session(mrc, self._client_id, self._dial(mrc), self.identities, self.coherence, former=self._former)
+            session = Session(
+                mrc, self.id, self._dial(mrc), self.identities, self.coherence, former=self._former,
+                anew=bool(self.ledger.generation),
+            )  # fmt: skip
             self.sessions[mrc] = session
             self._session_tasks.append(asyncio.ensure_future(session.run()))
         return session
 
+    def admit(self) -> None:
+        """The kernel believes nothing any more on the word of a process before us: sessions may be opened, so others may have what that held."""
+        self._admitted.set()
+
     def _dial(self, mrc: str) -> Callable[[], Awaitable[Peer]]:
         async def dial() -> Peer:
+            await self._admitted.wait()
             record = self.directory.state.mrcs.get(mrc)
             if record is None:
                 raise FuseError(errno.EHOSTUNREACH)
@@ -250,6 +273,7 @@ class Client:
     def entry(self, session: Session, inode: Inode, folder: Inode | None = None, name: bytes = b"") -> m.Entry:
         """Return the answer to a lookup, and count it. With `folder` the kernel may keep the name, under that directory's lease."""
         inode.lookups += 1
+        self.ledger.know(inode.ino)
         name_valid = self.name_valid_ns(session, folder, name) if folder is not None else 0
         fresh = inode.fresh and session.can(inode.ino, Level.READ)
         return m.Entry(self.node_of(inode.ino), self.fuse_attr(session, inode), 0, name_valid, session.valid_ns() if fresh else 0)

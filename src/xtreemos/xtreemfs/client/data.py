@@ -91,7 +91,7 @@ class FileData:
         full = self.dirty.write(offset, data)
         store.count(self.dirty.cost_bytes - before)
         if self not in store.dirty_files:
-            store.dirty_files[self] = asyncio.get_running_loop().time()
+            store.note_dirty(self, asyncio.get_running_loop().time())
         if self._blocks:
             self.forget_blocks(offset, len(data))
         if full:
@@ -121,7 +121,7 @@ class FileData:
             log.error("sending to the OSDs failed inside", exc_info=error)
             self.fail(errno.EIO)
         if not self.dirty:
-            self._store.dirty_files.pop(self, None)
+            self._store.note_clean(self)
         elif self._draining:
             self.pump(full_only=False)
         elif self.dirty.waiting_bytes >= BUCKET_BYTES:
@@ -151,7 +151,9 @@ class FileData:
 
     def _refused(self, extent: Extent, number: int, epoch: int) -> None:
         if number != self._logged:
-            log.warning("%d bytes of inode %x could not be written: %s", len(extent.data), self.inode.ino, errno.errorcode.get(number))
+            log.warning(
+                "%d bytes of inode %x could not be written: %s", len(extent.data), self.inode.ino, errno.errorcode.get(number)
+            )
             self._logged = number
         self.fail(number)
         coherence = self._store.coherence(self.inode.ino)
@@ -192,14 +194,18 @@ class FileData:
             self._failed(number)
         self._store.count(-self.dirty.cost_bytes)
         self.dirty.clear()
-        self._store.dirty_files.pop(self, None)
+        self._store.note_clean(self)
+
+    def was_lost(self) -> None:
+        """A process before us had unwritten bytes of it: to be told once through each handle that is still open."""
+        self._failed(errno.EIO)
 
     def discard(self) -> None:
         """The file is gone for good: its unwritten bytes need not be sent."""
         self._store.count(-self.dirty.cost_bytes)
         self.dirty.clear()
         self._striped = None
-        self._store.dirty_files.pop(self, None)
+        self._store.note_clean(self)
         self.forget_blocks(0, 1 << 62)
 
     async def flush(self) -> None:

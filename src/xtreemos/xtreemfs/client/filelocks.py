@@ -56,7 +56,7 @@ class LockOps(AttrOps):
             got = await session.call(q, ino, "mrc.lock", lambda who: p.SetLock(who, row), bool, again=True)
         if not got:
             raise FuseError(errno.EAGAIN)
-        self.client.locks.add(session.mrc, row)
+        self.client.locks.add(session.mrc, row, q.fh)
 
     async def _wait_for(self, session: Session, q: m.Lock, row: p.LockRow) -> bool:
         """Wait for a lock as long as it takes; a signal gives up. A connection that breaks is no reason to give up."""

@@ -27,8 +27,8 @@ STACK_MAX = 16  # dead mounts over one another
 class SessionFile:
     """The ids of this process (`mine`) and of its forerunners (`former`). Locked until `close`, or the end of the process."""
 
-    def __init__(self, path: Path) -> None:
-        """Take the file. MountFailed: another process that runs has it."""
+    def __init__(self, path: Path, mine: str = "") -> None:
+        """Take the file; `mine` if we go on with the sessions of a process before us. MountFailed: another process that runs has it."""
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -36,8 +36,8 @@ class SessionFile:
             os.close(self._fd)
             raise MountFailed(f"another mount process holds {path}", "end that one first") from taken
         words = os.pread(self._fd, 4096, 0).decode("ascii", errors="replace").split()
-        self.former: tuple[str, ...] = tuple(words[-FORMER_MAX:])
-        self.mine = secrets.token_hex(16)
+        self.mine = mine or secrets.token_hex(16)
+        self.former: tuple[str, ...] = tuple(word for word in words[-FORMER_MAX:] if word != self.mine)
         text = "\n".join((*self.former, self.mine)).encode() + b"\n"
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, text, 0)

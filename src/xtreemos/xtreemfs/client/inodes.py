@@ -236,6 +236,8 @@ class Inodes:
 
     def __init__(self) -> None:
         self._all: dict[int, Inode] = {}
+        self.adopted: set[int] = set()
+        """Those that the kernel has looked up before our time: how often is not known, but it forgets them all at once."""
         self._tick = 0
 
     def __len__(self) -> int:
@@ -257,6 +259,7 @@ class Inodes:
         found = self.get(attr.ino)
         if found is None:
             found = self._all[attr.ino] = Inode(attr.ino, attr)
+            found.lookups = int(attr.ino in self.adopted)
             found.used = self._tick
         else:
             found.take_attr(attr)

@@ -54,7 +54,7 @@ class ListingOps(Base):
         return self._read_dir_later(session, ino, q, plus=plus)
 
     async def _read_dir_later(self, session: Session, ino: int, q: m.Read, *, plus: bool) -> Listing:
-        handle = self.dirs[q.fh]
+        handle = self.dirs.setdefault(q.fh, DirHandle())  # it may have been opened before our time (see `takeover`)
         after = max(0, q.offset - COOKIE_SHIFT)
         rows = [row for row in handle.rows if row.cookie > after]
         at_end = handle.end and after >= handle.rows_after
@@ -126,6 +126,7 @@ class ListingOps(Base):
             if not listing.add_plus(row.name, entry, row.ino, row.mode, cookie):
                 break
             inode.lookups += 1
+            client.ledger.know(row.ino)
         return listing
 
     # ------------------------------------------------------------------------------------------------- folder of volumes

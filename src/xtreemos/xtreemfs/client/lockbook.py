@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+from xtreemos.xtreemfs.client.ledger import Ledger
 from xtreemos.xtreemfs.protocol import LockRow
 
 Kind = Literal["p", "b"]
@@ -13,7 +14,11 @@ Kind = Literal["p", "b"]
 class LockBook:
     """Rows by (MRC, inode, kind, owner); a new lock replaces what its owner had in its range."""
 
-    def __init__(self) -> None:
+    def __init__(self, ledger: Ledger) -> None:
+        """Make it empty; what changes is noted in the ledger, too."""
+        self._ledger = ledger
+        self._through: dict[tuple[int, Kind, int], int] = {}
+        """(inode, kind, owner) -> the handle it was last locked through."""
         self._rows: dict[tuple[str, int, Kind, int], list[LockRow]] = {}
         self._lost: set[tuple[int, Kind, int]] = set()
 
@@ -34,10 +39,13 @@ class LockBook:
         """Whether an owner has any lock on a file."""
         return (mrc, ino, kind, owner) in self._rows
 
-    def add(self, mrc: str, row: LockRow) -> None:
-        """A lock was got."""
+    def add(self, mrc: str, row: LockRow, fh: int) -> None:
+        """A lock was got through an open file."""
         self.remove(mrc, row.ino, row.kind, row.owner, row.start, row.end)
-        self._rows.setdefault((mrc, row.ino, row.kind, row.owner), []).append(row)
+        rows = self._rows.setdefault((mrc, row.ino, row.kind, row.owner), [])
+        rows.append(row)
+        self._through[row.ino, row.kind, row.owner] = fh
+        self._ledger.lock(fh, row.ino, row.kind, row.owner, rows)
 
     def remove(self, mrc: str, ino: int, kind: Kind, owner: int, start: int = 0, end: int = (1 << 63) - 1) -> None:
         """A range (both ends inclusive) was unlocked."""
@@ -47,6 +55,8 @@ class LockBook:
             self._rows[key] = left
         else:
             self._rows.pop(key, None)
+        fh = self._through.get(key[1:], 0) if left else self._through.pop(key[1:], 0)
+        self._ledger.lock(fh, ino, kind, owner, left)
 
     def rows(self, mrc: str) -> tuple[LockRow, ...]:
         """Return all locks held at one MRC."""

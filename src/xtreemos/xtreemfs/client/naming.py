@@ -103,6 +103,9 @@ class NameOps(Base):
         """See `fuse.handlers`."""
         for nodeid, count in q.nodes:
             inode = self.client.inodes.get(nodeid)
+            if inode is None or inode.lookups <= count:
+                self.client.ledger.forget(nodeid)
+                self.client.inodes.adopted.discard(nodeid)
             if inode is not None:
                 inode.lookups = max(0, inode.lookups - count)
                 if not inode.lookups and inode.attr.nlink == 0 and not inode.handles:

@@ -91,6 +91,11 @@ class OpenOps(NameOps):
 
     async def _open_beside(self, session: Session, inode: Inode, q: m.Open | m.Create) -> m.Opened:
         """Open for reading and writing what the kernel reads by itself: a shared mapping of it will go there, too."""
+        await self.lend(session, inode, q)
+        return self._opened(session, inode, q.flags)
+
+    async def lend(self, session: Session, inode: Inode, q: m.Request | None) -> None:
+        """Have the OSD know that a program may store into a file by a mapping, as long as the kernel has that file."""
 
         async def work(_go: h.Go) -> None:
             if inode.backing is not None:
@@ -98,7 +103,6 @@ class OpenOps(NameOps):
 
         while inode.backing is not None and inode.backing.lent < 0:
             await self.relying(session, inode, Level.WRITE, q, work)
-        return self._opened(session, inode, q.flags)
 
     async def acquire(self, session: Session, ino: int, q: m.Request | None, level: Level, mode: str) -> Inode:
         """Get a capability (and, if nothing is in the way, the lease) by the rights of who asks."""
@@ -109,6 +113,20 @@ class OpenOps(NameOps):
 
     def _opened(self, session: Session, inode: Inode, flags: int) -> m.Opened:
         fh = self.next_handle()
+        self.client.ledger.open(fh, inode.ino, flags)
+        handle = self.keep_open(session, inode, fh, flags)
+        if inode.backing is not None:
+            bypass = (
+                c.FOPEN_DIRECT_IO if handle.writes or flags & os.O_DIRECT else 0
+            )  # of the kernel's file: reads and writes come to us
+            return m.Opened(fh, c.FOPEN_PASSTHROUGH | bypass, inode.backing.number)
+        if handle.append:
+            return m.Opened(fh, c.FOPEN_DIRECT_IO)
+        keep, inode.keep_pages = inode.keep_pages, True
+        return m.Opened(fh, c.FOPEN_KEEP_CACHE if keep else 0)
+
+    def keep_open(self, session: Session, inode: Inode, fh: int, flags: int) -> FileHandle:
+        """Have a file open under a handle."""
         writes = (flags & os.O_ACCMODE) != os.O_RDONLY
         append = writes and bool(flags & os.O_APPEND)
         data = self.client.data_of(inode)
@@ -117,13 +135,7 @@ class OpenOps(NameOps):
         inode.writers += handle.writes
         if inode.handles == 1:
             session.feed(h.Pin(inode.ino, on=True))
-        if inode.backing is not None:
-            bypass = c.FOPEN_DIRECT_IO if writes or flags & os.O_DIRECT else 0  # of the kernel's file: reads and writes come to us
-            return m.Opened(fh, c.FOPEN_PASSTHROUGH | bypass, inode.backing.number)
-        if append:
-            return m.Opened(fh, c.FOPEN_DIRECT_IO)
-        keep, inode.keep_pages = inode.keep_pages, True
-        return m.Opened(fh, c.FOPEN_KEEP_CACHE if keep else 0)
+        return handle
 
     def create(self, q: m.Create) -> Awaitable[m.Created]:
         """See `fuse.handlers`."""
@@ -170,6 +182,7 @@ class OpenOps(NameOps):
     def release(self, q: m.Release) -> Awaitable[None] | None:
         """See `fuse.handlers`."""
         handle = self.files.pop(q.fh, None)
+        self.client.ledger.close(q.fh)
         if handle is None:
             return None
         client, inode = self.client, handle.inode
@@ -183,6 +196,8 @@ class OpenOps(NameOps):
                 client.passthrough.end(inode)
             if inode.data is not None:
                 inode.data.forget_blocks(0, 1 << 62)
+            if inode.data is None or not inode.data.dirty:
+                client.ledger.note_clean(inode.ino)
             session.feed(h.Pin(inode.ino, on=False))
             if inode.attr.nlink == 0:
                 client.discard(inode)

@@ -138,8 +138,16 @@ class Passthrough:
     def begin(self, inode: Inode, backing: Backing) -> None:
         """From here on every open of the inode has this file of the kernel's, until the last one is closed."""
         inode.backing = backing
+        self._client.ledger.pass_by(inode.ino, backing.number)
         self.open += 1
         self.opened += 1
+
+    def restore(self, session: Session, inode: Inode, number: int) -> None:
+        """A process before us has handed it over, under this number; 0: it is closed, and perhaps still mapped."""
+        session.feed(h.Through(inode.ino, Level.READ))
+        self.begin(inode, Backing(number))
+        if not inode.handles or not number:
+            self.end(inode)
 
     def drop(self, session: Session, inode: Inode, backing: Backing) -> None:
         """It is not needed after all."""
@@ -150,7 +158,7 @@ class Passthrough:
         kernel = self._client.kernel
         if backing.lent >= 0:
             os.close(backing.lent)
-        if kernel is not None and not kernel.has_ended:
+        if kernel is not None and not kernel.has_ended and backing.number:
             kernel.backing_close(backing.number)
 
     def end(self, inode: Inode) -> None:
@@ -158,6 +166,7 @@ class Passthrough:
         backing, inode.backing = inode.backing, None
         assert backing is not None, "it was begun"
         self.open -= 1
+        self._client.ledger.pass_by(inode.ino, 0)
         self._let_go(backing)
         inode.keep_pages = False  # of before, or left by a splice: what went past them since nobody has noted
         self.mapped[inode.ino] = inode
@@ -197,6 +206,7 @@ class Passthrough:
             session = self._client.session_of(inode.ino)
             async with asyncio.timeout(AGREE_S):
                 await session.through(inode.ino, Level.NONE)
+            self._client.ledger.end_pass(inode.ino)
         except (FuseError, TimeoutError) as error:
             log.debug("the MRC of inode %x hears with the next session: %s", inode.ino, error)
         if inode.attr.nlink == 0 and not inode.handles:

@@ -49,8 +49,13 @@ class Session:
         coherent: Coherent,
         *,
         former: tuple[str, ...] = (),
+        anew: bool = False,
     ) -> None:
-        """Make it. `former`: sessions of processes in our place that have certainly ended; the MRC is told when this one is opened."""
+        """Make it.
+
+        `former`: sessions of processes in our place that have certainly ended; `anew`: this session was opened by such a one, and we go on
+        with it. The MRC is told both when we open it.
+        """
         self.mrc = mrc
         self.client = client
         self.link = Link(f"the MRC on {mrc}", dial, greet=self._greet, ungreeted=is_session_over)
@@ -64,6 +69,7 @@ class Session:
         """Inode -> operations that wait for its lease, by number, in their order."""
         self._coherent = coherent
         self._former = former
+        self._anew = anew
         self._feeding = False
         self._events: deque[h.Event] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -431,7 +437,7 @@ class Session:
         """Open the session on a connection; tell whether it stands. False: it was over, and the holder has heard that."""
         sent = now_s()
         held = tuple(held_row(claim) for claim in opening.held)
-        message = protocol.OpenSession(self.client, held, self._coherent.locks(self), self._former)
+        message = protocol.OpenSession(self.client, held, self._coherent.locks(self), self._former, self._anew)
         call = peer.open("mrc.session", calls.params(message))
         try:
             frame = await call.receive()
@@ -445,7 +451,7 @@ class Session:
             raise
         self.token = calls.answer_of(renewed, protocol.Renewed).token
         self._call = call
-        self._former = ()
+        self._former, self._anew = (), False
         self._coherent.opened(self, welcome)
         self.feed(h.Opened(sent, welcome.lost))
         self._tell_heard()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from xtreemos.xtreemfs.client.inodes import Inode
+from xtreemos.xtreemfs.client.ledger import Ledger
 from xtreemos.xtreemfs.client.readahead import BLOCK_BYTES
 from xtreemos.xtreemfs.protocol import Rights
 from xtreemos.xtreemfs.striping import OsdConnections
@@ -40,8 +41,9 @@ class Coherence(Protocol):
 class DataStore:
     """The bounds over the data of all files of a mount."""
 
-    def __init__(self, osds: OsdConnections, coherence: Callable[[int], Coherence]) -> None:
+    def __init__(self, osds: OsdConnections, coherence: Callable[[int], Coherence], ledger: Ledger) -> None:
         self.osds = osds
+        self._ledger = ledger
         self.coherence = coherence
         """Of the inode number."""
         self.dirty_bytes = 0
@@ -61,6 +63,17 @@ class DataStore:
             self._room.clear()
         else:
             self._room.set()
+
+    def note_dirty(self, data: FileData, now_s: float) -> None:
+        """Something of a file is unwritten since now (loop time), if it was not before."""
+        if data not in self.dirty_files:
+            self.dirty_files[data] = now_s
+            self._ledger.note_dirty(data.inode.ino)
+
+    def note_clean(self, data: FileData) -> None:
+        """Nothing is."""
+        if self.dirty_files.pop(data, None) is not None:
+            self._ledger.note_clean(data.inode.ino)
 
     @property
     def is_full(self) -> bool:

@@ -10,7 +10,7 @@ from xtreemos.xtreemfs.fuse import syscalls
 from xtreemos.xtreemfs.fuse.driver import Session
 from xtreemos.xtreemfs.fuse.errors import MountFailed
 from xtreemos.xtreemfs.fuse.handlers import Handlers
-from xtreemos.xtreemfs.fuse.options import MountOptions
+from xtreemos.xtreemfs.fuse.options import MountOptions, Negotiated
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,15 @@ async def mount(
         await mounted.close()
         raise
     return mounted
+
+
+def resumed(mountpoint: str, fd: int, handlers: Handlers, options: MountOptions, negotiated: Negotiated) -> Mount:
+    """Return the mount at a folder whose server has died, over a descriptor of its connection that outlived it. Nothing is read yet.
+
+    What the kernel still believes on the word of the dead server is to be taken back first; then `session.start`, and `session.resend`
+    brings the requests that were not answered.
+    """
+    return Mount(Session(fd, handlers, options, negotiated=negotiated), mountpoint, None)
 
 
 def _raise_read_ahead(mounted: Mount, options: MountOptions) -> None:

@@ -61,6 +61,11 @@ def prune(nodeids: Sequence[int]) -> Message:
     return "prune", 0, replies.notification(Notify.PRUNE, replies.PRUNE.pack(len(nodeids)), ids)
 
 
+def resend() -> Message:
+    """Have every request sent again that was read and not answered."""
+    return "resend", 0, replies.notification(Notify.RESEND)
+
+
 class Notifications:
     """The notification half of a session. Each method: see docs/protocols/fuse.md; each raises NotifyFailed or SessionEnded."""
 
@@ -116,6 +121,13 @@ class Notifications:
     def increase_epoch_nowait(self) -> asyncio.Future[bool]:
         self._need(Notify.INC_EPOCH)
         return self._notifier.send_nowait(*increase_epoch())
+
+    async def resend(self) -> None:
+        self._need(Notify.RESEND)
+        await self._notifier.send(*resend())
+
+    async def invalidate_inodes(self, nodeids: Sequence[int], *, pages: bool) -> None:
+        await self._notifier.send_all([inval_inode(nodeid, 0 if pages else ATTRIBUTES_ONLY) for nodeid in nodeids])
 
     async def prune(self, nodeids: Sequence[int]) -> None:
         self._need(Notify.PRUNE)

@@ -150,6 +150,9 @@ class Table(Queues):
         session.live, session.connected = True, True
         session.expires_s, session.forget_s = self._now_s + LEASE_S, math.inf
         touched = list(session.inos)
+        if event.anew:
+            for ino in touched:
+                self._evict(session, ino)
         lost = self._reclaim(session, event.held, back=back)
         self._wake_s = min(self._wake_s, session.expires_s)
         self._out.append(Opened(event.client, new, lost))

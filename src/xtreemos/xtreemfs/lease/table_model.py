@@ -32,6 +32,8 @@ class Open(Event, frozen=True):
 
     client: str
     held: tuple[Claim, ...] = ()
+    anew: bool = False
+    """By another process than before, which has died: it did not give back what is not claimed."""
 
 
 class Cut(Event, frozen=True):

@@ -352,8 +352,10 @@ class Leasing:
         """Return how many sessions have a connection."""
         return len(self._boxes)
 
-    async def attach(self, call: ServerCall, client: str, held: tuple[Claim, ...]) -> tuple[asyncio.Future[None], table.Opened]:
-        """Open a session (again) on a connection; the one that it had before ends.
+    async def attach(
+        self, call: ServerCall, client: str, held: tuple[Claim, ...], *, anew: bool
+    ) -> tuple[asyncio.Future[None], table.Opened]:
+        """Open a session (again) on a connection; the one that it had before ends. `anew`: see `protocol.OpenSession`.
 
         Returns:
             (a future that is done when another connection takes over, what the table says). SessionOver: not now, try later.
@@ -366,7 +368,7 @@ class Leasing:
         box = self._boxes[client] = _Outbox(call)
         self._by_peer[call.peer] = client
         pending = self._openings[client] = _Pending(box)
-        self.feed(table.Open(client, held))
+        self.feed(table.Open(client, held, anew))
         try:
             opened = await self._wait(pending)
         except BaseException:
