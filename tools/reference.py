@@ -32,6 +32,7 @@ SETTINGS = {
     "XOS_GRID": "Folder of the grid that commands speak to, as `--grid` does.",
     "XOS_INDEX": "Set in a job: its place in its array, from 0.",
     "XOS_JOB": "Set in a job: its job id.",
+    "XOS_KEEP": "Set by the supervisor for a mount process: two descriptors, in which its mount outlives it.",
     "XOS_NODE": "Set in a job: the node that it runs on.",
     "XOS_VO": "Set in a job: the virtual organisation that it runs in.",
 }

@@ -225,6 +225,20 @@ def test_within_the_lease_a_cut_connection_changes_nothing_and_recalls_are_asked
     assert out == [Opened("a", False, ()), SendRecall("a", 2, F, READ, ())]
 
 
+def test_a_process_that_goes_on_for_a_killed_one_keeps_its_pins_and_its_leases_are_taken_like_expired_ones():
+    mrc = Driver("a", "b")
+    mrc.write("a")
+    mrc.ask("a", Need(G, How.READ))
+    assert mrc(Orphan(F)) == []
+    mrc(Cut("a"))
+    out = mrc(Open("a", (Claim(F, NONE, pin=True),), anew=True))
+    assert out == [Fence(F, "a", 1, through=False), Opened("a", False, ())]
+    assert mrc.ask("b", Need(F, How.READ)) == [], "it waits for the fence"
+    assert isinstance(mrc(Fenced(F))[0], Proceed)
+    assert isinstance(mrc.ask("b", Need(G, How.ALONE))[0], Proceed), "what was only read is free at once"
+    assert Unused(F) in [*mrc(Forget("b", (F,))), *mrc(Release("a", F, NONE, 0, pin=False)), *mrc(Forget("b", (F,)))]
+
+
 def test_a_grant_whose_answer_was_lost_is_nobodys():
     mrc = Driver("a", "b")
     mrc.write("a")

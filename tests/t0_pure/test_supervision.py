@@ -31,6 +31,24 @@ def begun(*names):
     return core
 
 
+def test_what_a_service_kept_is_let_go_when_it_is_removed_or_does_not_come_up():
+    core, now = begun("a", "b"), 100.0
+    for _ in range(3):
+        core.on_exited("a", now)
+        assert not core.is_lost("a")
+        core.on_started("a", 200, now)
+        now += CALM_AFTER_S
+    ends = 0
+    while not core.is_lost("a"):
+        core.on_exited("a", now)
+        core.on_started("a", 300, now)
+        ends += 1
+    assert 5 < ends < 12
+    core.on_list([service("a")], now)
+    assert core.is_lost("b")
+    assert core.is_lost("unheard of")
+
+
 def test_first_restart_is_at_once_and_later_ones_back_off():
     core, now, delays = begun("a"), 1.0, []
     for _ in range(9):

@@ -103,6 +103,37 @@ def test_a_shell_goes_on_in_its_home_after_its_mount_process_was_killed(grid, ow
     assert len(mounts) == len(set(mounts)), f"dead mounts are left: {mounts}"
 
 
+GOES_ON = """
+import os, sys
+kept = os.open("t5-kept", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
+for number in range(100):
+    os.write(kept, b"%d\\n" % number)
+    os.fsync(kept)
+    with open("t5-again", "a" if number else "w") as again:
+        print(number, file=again)
+    print(number, flush=True)
+    if not sys.stdin.readline().strip():
+        break
+print(os.getcwd(), sorted(name for name in os.listdir() if name.startswith("t5-")), flush=True)
+"""
+
+
+def test_a_running_job_keeps_its_home_when_the_mount_process_of_its_node_is_killed(grid):
+    words = grid.inside("n1", "bash", "-c", 'exec xos run --node n2 -- python3 -c "$1"', "-", GOES_ON, user="bob")
+    with subprocess.Popen(words, env=grid.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
+        for number in range(4):
+            assert job.stdout.readline() == f"{number}\n"
+            if number == 1:
+                kill(grid, "n2", "mount.demo")
+            job.stdin.write("on\n" if number < 3 else "\n")
+            job.stdin.flush()
+        assert job.stdout.readline().split(" ", 1) == ["/home/bob.demo", "['t5-again', 't5-kept']\n"]
+        assert job.wait(20) == 0
+    assert grid.out("cd; cat t5-kept t5-again; rm t5-kept t5-again", user="bob").split() == list("01230123")
+    mounts = fs_mounts(grid, "n2")
+    assert len(mounts) == len(set(mounts)), f"dead mounts are left: {mounts}"
+
+
 def test_homes_are_bound_anew_for_everybody_when_nobody_asks(grid):
     grid.out("xos run --node n2 -- touch t5-bob", user="bob")
     kill(grid, "n2", "mount.demo")

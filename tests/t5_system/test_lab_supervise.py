@@ -106,6 +106,48 @@ def test_services_survive_the_supervisor_and_are_adopted(bench):
     assert wait_until(lambda: bench.pids().get("a", {}).get("pid") not in {None, a})
 
 
+KEEPING = """
+import os, sys, time
+from xtreemos.xtreemfs.fuse.keeping import Keeper
+keeper = Keeper.inherited()
+kept = keeper.look()
+number = 0 if kept is None else int(kept.text)
+assert kept is None or os.pread(kept.fds[0], 9, 0) == b"%d" % number
+memory = os.memfd_create("kept")
+os.pwrite(memory, b"%d" % (number + 1), 0)
+keeper.clear()
+keeper.put(b"%d" % (number + 1), [memory])
+print(number, flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may take descriptors from another process everywhere")
+def test_what_a_service_keeps_outlives_it_and_the_supervisor(bench):
+    row = {"name": "a", "argv": [sys.executable, "-c", KEEPING], "keeps": True}
+    bench.list.write_text(json.dumps([row]))
+    bench.start()
+
+    def kill_service(times):
+        wait_until(lambda: (bench.log / "a.log").read_text().split() == [str(number) for number in range(times)])
+        os.kill(bench.pid("a"), signal.SIGKILL)
+
+    kill_service(1)
+    wait_until(lambda: (bench.log / "a.log").read_text().split() == ["0", "1"])
+    bench.process.kill()
+    bench.process.wait()
+    bench.start()
+    kill_service(2)
+    kill_service(3)
+    wait_until(lambda: (bench.log / "a.log").read_text().split() == ["0", "1", "2", "3"])
+    bench.list.write_text("[]")
+    bench.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "a" not in bench.pids())
+    bench.list.write_text(json.dumps([row]))
+    bench.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: (bench.log / "a.log").read_text().split()[4:] == ["0"])  # what was stopped has left nothing
+
+
 def test_hangup_reads_the_list_again(bench):
     bench.write(a="exec sleep 1000", b="exec sleep 1000")
     bench.start()

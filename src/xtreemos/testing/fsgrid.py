@@ -54,6 +54,8 @@ class Process:
     def start(self) -> None:
         """Start it; returns when it said that it is ready, if it does say so."""
         kept = self.keeper.filenos() if self.keeper is not None else ()
+        if self._popen is not None and self._popen.stdout is not None:
+            self._popen.stdout.close()
         with self.log.open("ab") as log:
             self._popen = subprocess.Popen(
                 [sys.executable, "-m", *self.words],

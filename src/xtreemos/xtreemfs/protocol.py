@@ -45,7 +45,7 @@ class OpenSession(Message, frozen=True, array_like=True):
     dead: tuple[str, ...] = ()
     """Earlier sessions of this node whose process is certain to have ended: closed at once, not after their lease."""
     anew: bool = False
-    """Another process opened it, which has died: leases are taken from it as from one that has expired; its locks and pins, as named here, stay."""
+    """Another process opened it, which was killed: its leases are taken as from an expired one; locks and pins that are named here stay."""
 
 
 class Held(Message, frozen=True, array_like=True):

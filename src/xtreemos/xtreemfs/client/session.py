@@ -51,11 +51,7 @@ class Session:
         former: tuple[str, ...] = (),
         anew: bool = False,
     ) -> None:
-        """Make it.
-
-        `former`: sessions of processes in our place that have certainly ended; `anew`: this session was opened by such a one, and we go on
-        with it. The MRC is told both when we open it.
-        """
+        """Make it. The MRC is told of `former` (sessions of ended processes in our place) and `anew` (this one was opened by such a one)."""
         self.mrc = mrc
         self.client = client
         self.link = Link(f"the MRC on {mrc}", dial, greet=self._greet, ungreeted=is_session_over)
@@ -68,8 +64,7 @@ class Session:
         self.waiting: dict[int, dict[int, Op]] = {}
         """Inode -> operations that wait for its lease, by number, in their order."""
         self._coherent = coherent
-        self._former = former
-        self._anew = anew
+        self._former, self._anew = former, anew
         self._feeding = False
         self._events: deque[h.Event] = deque()
         self._tasks: set[asyncio.Task[None]] = set()

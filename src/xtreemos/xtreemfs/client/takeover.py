@@ -4,7 +4,7 @@ A kept mount (`fuse.keeping`) leaves three things: a descriptor of the connectio
 are inode numbers, so the kernel's are good. What else it believes on the dead process's word is taken back before the MRCs hear of us, for only
 then others get what that process held: names and attributes before anything is answered, pages while requests that keep some locked are
 already waiting (see `recall`). Requests that were not answered come again from the kernel. What was lost with the process is told: unwritten
-bytes at fsync and close, locks that others got meanwhile, changes of names of which nobody knows whether they were done.
+bytes at fsync and close, locks that others got meanwhile, changes of names and appends of which nobody knows whether they were done.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import msgspec
 from xtreemos.xtreemfs.client.client import Client
 from xtreemos.xtreemfs.client.ledger import LEDGER_BYTES, Ledger
 from xtreemos.xtreemfs.client.operations import Operations
+from xtreemos.xtreemfs.fuse import model as m
 from xtreemos.xtreemfs.fuse import syscalls
 from xtreemos.xtreemfs.fuse.constants import NOTIFY_MINOR, ROOT_ID, UNIQUE_RESEND, InitFlag, Notify, Op
 from xtreemos.xtreemfs.fuse.driver import Session as Kernel
@@ -127,8 +128,8 @@ async def take_over(left: Left, client: Client, operations: Operations, options:
     if client.has_epochs:
         await kernel.increase_epoch()
     await kernel.invalidate_inodes(known, pages=False)
+    await kernel.resend()  # before anything is read: what we have read ourselves would come twice
     kernel.start()
-    await kernel.resend()
     client.start(_purge(client, kernel, known))
     log.info("taken over: %d inodes, %d open files", len(known), len(operations.files))
     return mounted
@@ -213,9 +214,21 @@ async def _purge(client: Client, kernel: Kernel, known: list[int]) -> None:
 
 
 def doubt_repeated(operations: Operations) -> None:
-    """Have changes of names that come again answered EIO if they look as if they had been done: nobody knows by whom."""
-    for name in {name for op, (name, _encode) in ROUTES.items() if op in ONCE_OPS}:
-        setattr(operations, name, _doubting(getattr(operations, name)))
+    """Have changes that must not be done twice answered EIO when they come again: of names if they look as if they had been done, appends always."""
+    for op, (name, _encode) in ROUTES.items():
+        if op == Op.WRITE:
+            setattr(operations, name, _appending_once(operations.write))
+        elif op in ONCE_OPS and op != Op.RENAME2:  # which has RENAME's method
+            setattr(operations, name, _doubting(getattr(operations, name)))
+
+
+def _appending_once(write: Callable[[m.Write], Any]) -> Callable[[m.Write], Any]:
+    def appending_once(request: m.Write) -> Any:
+        if request.unique & UNIQUE_RESEND and request.flags & os.O_APPEND:
+            raise FuseError(errno.EIO)
+        return write(request)
+
+    return appending_once
 
 
 def _doubting(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:

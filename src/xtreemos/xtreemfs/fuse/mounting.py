@@ -98,8 +98,8 @@ async def mount(
 def resumed(mountpoint: str, fd: int, handlers: Handlers, options: MountOptions, negotiated: Negotiated) -> Mount:
     """Return the mount at a folder whose server has died, over a descriptor of its connection that outlived it. Nothing is read yet.
 
-    What the kernel still believes on the word of the dead server is to be taken back first; then `session.start`, and `session.resend`
-    brings the requests that were not answered.
+    What the kernel still believes on the word of the dead server is to be taken back first; then `session.resend` lines up again the
+    requests that were not answered, and `session.start` reads.
     """
     return Mount(Session(fd, handlers, options, negotiated=negotiated), mountpoint, None)
 

@@ -20,7 +20,7 @@ from xtreemos.errors import InternalError, XosError
 from xtreemos.fabric.rpc import Peer, ServerCall
 from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.lease import table_model as table
-from xtreemos.xtreemfs.lease.model import Claim, Give, Given, Need
+from xtreemos.xtreemfs.lease.model import Give, Given, Need
 from xtreemos.xtreemfs.lease.table import Table
 from xtreemos.xtreemfs.mrc import commands as do
 from xtreemos.xtreemfs.mrc.errors import SessionOver
@@ -352,14 +352,12 @@ class Leasing:
         """Return how many sessions have a connection."""
         return len(self._boxes)
 
-    async def attach(
-        self, call: ServerCall, client: str, held: tuple[Claim, ...], *, anew: bool
-    ) -> tuple[asyncio.Future[None], table.Opened]:
-        """Open a session (again) on a connection; the one that it had before ends. `anew`: see `protocol.OpenSession`.
+    async def attach(self, call: ServerCall, opening: table.Open) -> tuple[asyncio.Future[None], table.Opened]:
+        """Open a session (again) on a connection; the one that it had before ends.
 
-        Returns:
-            (a future that is done when another connection takes over, what the table says). SessionOver: not now, try later.
+        Returns (a future that is done when another connection takes over, what the table says). SessionOver: not now, try later.
         """
+        client = opening.client
         before = self._boxes.pop(client, None)
         if before is not None:
             self._by_peer.pop(before.call.peer, None)
@@ -368,7 +366,7 @@ class Leasing:
         box = self._boxes[client] = _Outbox(call)
         self._by_peer[call.peer] = client
         pending = self._openings[client] = _Pending(box)
-        self.feed(table.Open(client, held, anew))
+        self.feed(opening)
         try:
             opened = await self._wait(pending)
         except BaseException:

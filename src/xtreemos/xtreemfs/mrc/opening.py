@@ -69,7 +69,7 @@ class Opening:
             Claim(row.ino, Level(row.level), row.epoch, row.pin, Level(row.through), Level(row.shared)) for row in m.held
         )
         self._lock_rows[m.client] = m.locks
-        ended, opened = await core.leasing.attach(call, m.client, claims, anew=m.anew)
+        ended, opened = await core.leasing.attach(call, table.Open(m.client, claims, m.anew))
         try:
             lost_locks = self._lock_rows.pop(m.client, ())
             call.send_event(p.Welcome(int(LEASE_S * 1000), opened.lost, lost_locks))
