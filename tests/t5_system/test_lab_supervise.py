@@ -50,6 +50,11 @@ class Bench:
         self.seen |= {(int(facts["pid"]), facts["start_ticks"]) for facts in table.values()}
         return table
 
+    def said(self, name):
+        """What a service has written; it may not have begun."""
+        log = self.log / f"{name}.log"
+        return log.read_text() if log.exists() else ""
+
     def pid(self, name):
         return wait_until(lambda: self.pids().get(name, {}).get("pid"))
 
@@ -129,23 +134,23 @@ def test_what_a_service_keeps_outlives_it_and_the_supervisor(bench):
     bench.start()
 
     def kill_service(times):
-        wait_until(lambda: (bench.log / "a.log").read_text().split() == [str(number) for number in range(times)])
+        wait_until(lambda: bench.said("a").split() == [str(number) for number in range(times)])
         os.kill(bench.pid("a"), signal.SIGKILL)
 
     kill_service(1)
-    wait_until(lambda: (bench.log / "a.log").read_text().split() == ["0", "1"])
+    wait_until(lambda: bench.said("a").split() == ["0", "1"])
     bench.process.kill()
     bench.process.wait()
     bench.start()
     kill_service(2)
     kill_service(3)
-    wait_until(lambda: (bench.log / "a.log").read_text().split() == ["0", "1", "2", "3"])
+    wait_until(lambda: bench.said("a").split() == ["0", "1", "2", "3"])
     bench.list.write_text("[]")
     bench.process.send_signal(signal.SIGHUP)
     wait_until(lambda: "a" not in bench.pids())
     bench.list.write_text(json.dumps([row]))
     bench.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: (bench.log / "a.log").read_text().split()[4:] == ["0"])  # what was stopped has left nothing
+    wait_until(lambda: bench.said("a").split()[4:] == ["0"])  # what was stopped has left nothing
 
 
 def test_hangup_reads_the_list_again(bench):
@@ -194,7 +199,7 @@ def test_service_has_no_descriptor_of_ours_and_a_session_of_its_own(bench):
     bench.write(a="ls -l /proc/self/fd >&2; ps -o pid=,sid= $$; exec sleep 1000")
     bench.start()
     bench.pid("a")
-    text = wait_until(lambda: (t := (bench.log / "a.log").read_text()) and t.count("\n") >= 6 and t)
+    text = wait_until(lambda: (t := bench.said("a")) and t.count("\n") >= 6 and t)
     assert "pids.json" not in text
     assert "supervise.lock" not in text
     assert "pipe:" not in text
