@@ -22,7 +22,8 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(["know", "forget", "note_dirty", "note_clean"]), st.integers(1, 6)),
         st.tuples(st.just("open"), st.integers(1, 6), st.integers(1, 1 << 63), st.integers(0, 1 << 31)),
-        st.tuples(st.just("close"), st.integers(1, 6)),
+        st.tuples(st.sampled_from(["close", "end_pass"]), st.integers(1, 6)),
+        st.tuples(st.just("pass_by"), st.integers(1, 6), st.integers(0, 3)),
     ),
     max_size=40,
 )
@@ -32,7 +33,7 @@ STEPS = st.lists(
 def test_the_next_process_reads_what_the_former_one_knew(steps):
     kept = memory()
     ledger = Ledger(kept)
-    known, dirty, files = set(), set(), {}
+    known, dirty, files, passed = set(), set(), {}, {}
     for step, first, *more in steps:
         getattr(ledger, step)(first, *more)
         match step:
@@ -46,10 +47,14 @@ def test_the_next_process_reads_what_the_former_one_knew(steps):
                 dirty.discard(first)
             case "open":
                 files.setdefault(first, tuple(more))
-            case _:
+            case "close":
                 files.pop(first, None)
+            case "pass_by":
+                passed[first] = more[0]
+            case _:
+                passed.pop(first, None)
     after = Ledger(kept)
-    assert (set(after.inodes()), after.dirty()) == (known, dirty)
+    assert (set(after.inodes()), after.dirty(), after.passed()) == (known, dirty, passed)
     assert {fh: (ino, flags) for fh, ino, flags in after.files()} == files
     assert (ledger.generation, after.generation, Ledger(kept).generation) == (0, 1, 2)
 

@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.timeout(120),
     pytest.mark.skipif(os.geteuid() != 0 or not Path("/dev/fuse").exists(), reason="needs root and /dev/fuse"),
 ]
+PASSED_BYTES = 1 << 20  # files of the first mount's node that are so large are read by the kernel itself
 PREFACE = """
 import errno, fcntl, mmap, os, sys
 os.chdir(sys.argv[1])
@@ -74,7 +75,7 @@ def paused(*processes: Process) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def grid():
-    with FsGrid(osds=1, mounts=2) as made:
+    with FsGrid(osds=2, mounts=2, together=True, passthrough=PASSED_BYTES) as made:
         made.mounts[0].begin_keeping()
         yield made
 
@@ -164,6 +165,27 @@ m[0:3] = b"ours"[:3]; m.flush(); os.fsync(f)
     assert (job.there / "old").read_text()[:4] == "our "
 
 
+def test_files_that_the_kernel_reads_by_itself_go_on_and_can_be_opened_beside(grid, job):
+    program = job("""
+with open("f", "wb") as file: file.write(b"old " * 500_000)
+f = os.open("f", os.O_RDONLY); said(os.getxattr("f", "user.xtreemfs.passthrough")); m = mmap.mmap(f, 4, prot=mmap.PROT_READ)
+go_on()
+said(os.pread(f, 4, 0)); said(m[:])
+g = os.open("f", os.O_RDWR); said(os.pread(g, 4, 0)); os.pwrite(g, b"mine", 0); said(os.pread(f, 4, 0)); said(error_of(os.fsync, g))
+go_on()
+os.close(f); os.close(g); said(open("f", "rb").read(4))
+""")
+    first = program.until_waiting()
+    grid.mounts[0].kill_and_restart()
+    with (job.there / "f").open("r+b") as file:
+        os.pwrite(file.fileno(), b"new ", 0)  # told to write through: the kernel here reads the OSD's file
+        assert program.goes_on() == ["b'new '", "b'new '", "b'new '", "b'mine'", "none"]
+    grid.mounts[0].kill_and_restart()
+    assert program.goes_on() == ["b'mine'"]
+    assert "(" not in first[0]
+    assert (job.there / "f").read_bytes()[:4] == b"mine"
+
+
 def test_locks_are_held_all_the_time_and_given_back_at_close(grid, job):
     program = job("""
 f = open("f", "w"); fcntl.lockf(f, fcntl.LOCK_EX, 10); g = open("g", "w"); fcntl.flock(g, fcntl.LOCK_EX)
@@ -199,7 +221,7 @@ said(error_of(os.mkdir, "made"))
 """)
     reader.until_waiting()
     maker.until_waiting()
-    with paused(grid.osds[0], grid.mrc):
+    with paused(*grid.osds, grid.mrc):
         reader.let_go_on()
         maker.let_go_on()
         wait_for(lambda: grid.mounts[0].ask("fs.status")["outstanding"] >= 2, "the requests")
