@@ -35,6 +35,8 @@ GROWTH_FDS = 40
 """Not of OSDs, which keep up to 1,024 columns open on purpose."""
 KILLS = ("kill-mrc", "kill-mrc", "kill-osd", "kill-osd", "kill-osd", "kill-mount")
 KILLS_PLAN_S = 60.0
+KILLS_EVERY_S = 1.5
+"""Mean time from a process that is back to the next kill: enough for the programs to get something done, so that there is something to lose."""
 
 
 class Background(threading.Thread):
@@ -142,10 +144,10 @@ class SoakRun(Run):
         return self.report
 
 
-def soak(seconds: float, *, workers: int, seed: int) -> Report:
+def soak(seconds: float, *, workers: int, seed: int, pause_s: float) -> Report:
     """The first part."""
     with CutGrid(osds=4, mounts=3, policy=VolumePolicy(width=2, object_bytes=1 << 18)) as grid:
-        plan = Plan("soak", seconds, workers, seed=seed, pause_s=0.05)
+        plan = Plan("soak", seconds, workers, seed=seed, pause_s=pause_s)
         soaking = SoakRun(grid, plan, "soak")
         soaking.prepare()
         probe_folder = grid.paths[0] / "probe"
@@ -179,9 +181,9 @@ def soak(seconds: float, *, workers: int, seed: int) -> Report:
             if status := mounted.ask("fs.status")["bugs"]:
                 problems.append(f"{mounted.node}: {status} faults inside")
     sys.stdout.write(f"probe at most {probe.longest_s:.2f} s; growth (MiB, descriptors): {growth}\n")
-    sys.stdout.write(
-        "at the end (MiB, descriptors): " + ", ".join(f"{name} {rows[-1]}" for name, rows in sampler.rows.items() if rows) + "\n"
-    )
+    for at, when in ((0, "begin"), (-1, "end")):
+        rows = ", ".join(f"{name} {rows[at]}" for name, rows in sampler.rows.items() if rows)
+        sys.stdout.write(f"at the {when} (MiB, descriptors): {rows}\n")
     return report
 
 
@@ -199,11 +201,14 @@ def check_all(folder: Path) -> list[str]:
 def kills(count: int, *, seed: int) -> tuple[int, Counter[str], list[str]]:
     """The second part: returns (kills, by kind, what was wrong)."""
     made: Counter[str] = Counter()
+    done = 0
     while made.total() < count:
-        plan = Plan("files", KILLS_PLAN_S, 6, KILLS, 0.25, seed + made.total(), 0.01)
-        appends = Plan("append", KILLS_PLAN_S / 2, 16, KILLS, 0.25, seed + made.total(), 0.02)
+        plan = Plan("files", KILLS_PLAN_S, 6, KILLS, KILLS_EVERY_S, seed + made.total(), 0.01)
+        appends = Plan("append", KILLS_PLAN_S, 16, KILLS, KILLS_EVERY_S, seed + made.total(), 0.02)
         for report in run([plan, appends], keep=Path(tempfile.gettempdir()) / "fsjepsen"):
             made.update(report.faults)
+            done += report.done
+            sys.stdout.write(f"{made.total()} kills, {done} operations done\n")
             sys.stdout.write(f"{report}\n")
             sys.stdout.flush()
             if report.problems:
@@ -216,12 +221,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--workers", type=int, default=24)
+    parser.add_argument(
+        "--pause", type=float, default=0.05, dest="pause_s", help="mean rest of each program between its operations, s"
+    )
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=int(time.time()) % 100_000)
     found = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that mounts, processes and folders go
     problems: list[str] = []
     if found.seconds:
-        report = soak(found.seconds, workers=found.workers, seed=found.seed)
+        report = soak(found.seconds, workers=found.workers, seed=found.seed, pause_s=found.pause_s)
         sys.stdout.write(f"{report}\n")
         problems += report.problems
     if found.kills:

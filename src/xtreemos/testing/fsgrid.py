@@ -364,6 +364,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("command", nargs="*", help="what to run, with {1} for the first mount and so on; the exit code is its own")
     said = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that mounts, processes and folders go
     with FsGrid(
         mounts=said.mounts, osds=said.osds, policy=VolumePolicy(width=said.width, object_bytes=said.object_kib << 10)
     ) as grid:

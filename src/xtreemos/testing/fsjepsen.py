@@ -13,6 +13,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -368,6 +369,7 @@ def main(argv: list[str] | None = None) -> int:
         "--keep", type=Path, default=Path(tempfile.gettempdir()) / "fsjepsen", help="logs of runs with problems are copied there"
     )
     found: Any = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that mounts, processes and folders go
     kinds = FAULTS.get(found.faults, tuple(found.faults.split(",")))
     plans = [
         Plan(workload, found.seconds, found.workers, kinds, found.every_s, found.seed, found.pause_s, not found.plain, found.how)
