@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from xtreemos.testing.fsgrid import FsGrid, wait_for
+from xtreemos.testing.fsgrid import FsGrid, carry_out, wait_for
 from xtreemos.xtreemfs.model import VolumePolicy
 
 pytestmark = [
@@ -480,3 +480,9 @@ def _writes(fd):
         if error.errno != errno.EDQUOT:
             raise
         return 0
+
+
+def test_a_command_is_given_the_mounts_and_its_exit_code_is_the_answer(grid, capfd):
+    assert carry_out(grid, ["sh", "-c", "echo made > {1}/by-command && grep -q made {2}/by-command && exit 3"]) == 3
+    assert "mrc: " in capfd.readouterr().err
+    assert carry_out(grid, ["rm", "{2}/by-command"]) == 0
