@@ -236,6 +236,8 @@ class Client:
         self.recalls: list[protocol.Recall] = []
         self.stubborn = False
         self.pin: set[int] = set()
+        self.last_words: dict[int, protocol.Update] = {}
+        """What it says of an inode when that is called back."""
         self.session: rpc.ClientCall | None = None
         self.welcome: protocol.Welcome | None = None
         self._task: asyncio.Task[None] | None = None
@@ -245,7 +247,12 @@ class Client:
         try:
             body = await self.peer.call(method, calls.params(message), timeout_s=15)
         except RemoteError as error:
-            if error.code.startswith("E") or error.code in {"ticket-refused", "capability-refused", "volume-unknown", "actor-unknown"}:
+            if error.code.startswith("E") or error.code in {
+                "ticket-refused",
+                "capability-refused",
+                "volume-unknown",
+                "actor-unknown",
+            }:
                 raise FsError(errno_of(error), error.message) from error
             raise
         return calls.answer_of(body, kind) if kind is not None else body
@@ -275,6 +282,7 @@ class Client:
 
     async def give(self, recall: protocol.Recall, update: protocol.Update | None = None) -> None:
         pin = recall.ino in self.pin
+        update = update or self.last_words.pop(recall.ino, None)
         await self.call("mrc.release", protocol.Release(recall.ino, recall.level, recall.seq, update, pin))
 
     async def create(self, at: int, name: str, mode: int = FILE | 0o644, **more: Any) -> protocol.Made:

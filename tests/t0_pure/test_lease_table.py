@@ -33,6 +33,7 @@ from xtreemos.xtreemfs.lease.table_model import (
     ThroughGone,
     Tick,
     Unused,
+    Withdraw,
     Writer,
 )
 from xtreemos.xtreemfs.model import Level
@@ -431,3 +432,28 @@ def test_nothing_is_kept_of_what_nobody_has():
     mrc(Release("a", F, NONE))
     mrc.table.held("b", G)
     assert mrc.table.statistics().inodes == 0
+
+
+def test_the_right_to_write_is_withdrawn_from_whoever_has_it_and_may_be_asked_for_anew():
+    mrc = Driver("a", "b")
+    mrc.write("a", F)
+    mrc.read("b", G)
+    (recall,) = mrc(Withdraw((F, G, D)))
+    assert (recall.client, recall.ino, recall.level) == ("a", F, READ)
+    assert mrc(Withdraw((F,))) == [], "it was asked already"
+    assert mrc.table.is_written(F, mrc.epochs[F])
+    mrc(Release("a", F, READ, recall.seq))
+    assert not mrc.table.is_written(F, mrc.epochs[F])
+    mrc.write("a", F)
+    assert not mrc.table.is_written(F, mrc.epochs[F] - 1), "a new lease is not what was withdrawn"
+
+
+def test_the_right_to_write_is_withdrawn_from_a_lapsed_client_by_a_fence():
+    mrc = Driver("a", "b")
+    mrc.write("a", F)
+    mrc.pass_time(LEASE_S + 1, "b")
+    (fence,) = mrc(Withdraw((F,)))
+    assert (fence.ino, fence.client) == (F, "a")
+    assert mrc.table.is_written(F, mrc.epochs[F])
+    mrc(Fenced(F))
+    assert not mrc.table.is_written(F, mrc.epochs[F])

@@ -31,7 +31,8 @@ def town():
     world.unlink("open", BOB, keep=True)
     world.make("gone", cred=BOB)
     world.unlink("gone", BOB)
-    world.run(do.Create(ALICE, ROOT, b"w", FILE | 0o644, 0, 5, layout=LAYOUT, session="a", epoch=3))
+    world.run(do.SetQuota(1, -1, 1 << 30, 0))
+    world.run(do.Create(ALICE, ROOT, b"w", FILE | 0o644, 0, 5, layout=LAYOUT, session="a", epoch=3, promise=True))
     world.run(do.Principals((("u", "alice"), ("g", "staff"))))
     world.run(do.MakeVolume(VolumeRecord(name="other", id=2, mrc="n1", owner="bob"), 0o755, 5, 5, 1))
     world.make("x", at=make_ino(2, 1))
@@ -113,6 +114,11 @@ CORRUPTIONS = {
     "layout of nothing": put(lambda _world: schema.COLD + schema.pack64(ROOT + 500), b"\x92\xc0\xa0"),
     "xattr of nothing": put(lambda _world: schema.xattr_key(ROOT + 500, b"user.x"), b""),
     "writer of nothing": put(lambda _world: schema.WRITER + schema.pack64(ROOT + 500) + b"a", encode([1])),
+    "promise of nothing": put(lambda _world: schema.PROMISE + schema.pack64(ROOT + 500), encode([1, 2, 3])),
+    "promise miscounted": put(lambda world: schema.PROMISE + schema.pack64(ino(world, "w")), encode([9000, 1, 1])),
+    "promise used up": put(lambda world: schema.PROMISE + schema.pack64(ino(world, "a/f")), encode([1000, ALICE.uid, 0])),
+    "promised of the volume": cut(lambda _world: schema.usage_key(1, None, schema.PROMISED)),
+    "promised of nobody": put(lambda _world: schema.usage_key(1, 424242, schema.PROMISED), encode(Usage(5))),
     "garbage that lives": put(lambda world: schema.GARBAGE + schema.pack64(ino(world, "a/f")), encode(["n1"])),
     "usage of the volume": put(lambda _world: schema.usage_key(1, None), encode(Usage(1, 1))),
     "usage of an owner": cut(lambda _world: schema.usage_key(1, ALICE.uid)),

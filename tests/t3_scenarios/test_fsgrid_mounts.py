@@ -454,28 +454,40 @@ def test_thousands_of_scattered_pieces_are_written_and_seen_elsewhere(two):
     assert data.count(0) > len(data) - 4 * count
 
 
-def test_a_writer_that_was_promised_nothing_asks_again_before_it_says_that_the_quota_is_used_up():
-    with FsGrid(mounts=2, policy=VolumePolicy(quota_bytes=4 << 20)) as grid:
+def test_a_quota_is_filled_by_writers_on_two_nodes_to_the_last_request_and_never_beyond():
+    quota = 8 << 20
+    with FsGrid(mounts=2, policy=VolumePolicy(quota_bytes=quota)) as grid:
         one, two = grid.paths
-        first = os.open(one / "first", os.O_CREAT | os.O_WRONLY)  # all that is left is promised to it
+        for number in range(40):  # closed files keep nothing that others need
+            (grid.paths[number % 2] / f"small{number}").write_bytes(bytes(10_000))
+        first = os.open(one / "first", os.O_CREAT | os.O_WRONLY)
         second = os.open(two / "second", os.O_CREAT | os.O_WRONLY)
-        with pytest.raises(OSError, match="quota"):
-            os.write(second, bytes(4096))
+        taken = [0, 0]
+        while added := [_writes(first, 128 << 10), _writes(second, 128 << 10)]:
+            if not any(added):
+                break
+            taken = [taken[0] + added[0], taken[1] + added[1]]
+        assert quota - (128 << 10) < sum(taken) + 400_000 <= quota
+        assert min(taken) > 1 << 20, "both found room"
+        assert os.statvfs(one).f_bfree * 4096 <= quota - 400_000 - taken[0]
+        os.fsync(first)
+        os.fsync(second)
+        assert os.statvfs(one).f_bfree * 4096 < 128 << 10
         os.close(first)
         (one / "first").unlink()
-        wait_for(lambda: _writes(second), "what the first gave back is there for the second")
-        os.ftruncate(second, 2 << 20)
+        os.ftruncate(second, taken[1] + taken[0])
+        os.ftruncate(second, 1 << 20)
         os.posix_fallocate(second, 0, 3 << 20)
         os.fsync(second)
         assert (two / "second").stat().st_size == 3 << 20
         with pytest.raises(OSError, match="quota"):
-            os.ftruncate(second, 5 << 20)
+            os.ftruncate(second, quota)
         os.close(second)
 
 
-def _writes(fd):
+def _writes(fd, count):
     try:
-        return os.write(fd, bytes(4096))
+        return os.write(fd, bytes(count))
     except OSError as error:
         if error.errno != errno.EDQUOT:
             raise

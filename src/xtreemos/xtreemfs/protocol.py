@@ -120,6 +120,8 @@ class Update(Message, frozen=True, array_like=True):
     atime_ns: int = -1
     mode: int = -1
     """Only to clear set-user-id and set-group-id bits after a write."""
+    done: bool = False
+    """Nobody here writes it now: room that was promised beyond its size is given back, and the capability not used beyond it."""
 
 
 UPDATES_MAX = 256
@@ -243,6 +245,8 @@ class Acquire(Message, frozen=True, array_like=True):
     level: int
     mode: str = ""
     truncate: bool = False
+    end: int = 0
+    """With level WRITE, where there is a quota: how long the file wants to become, bytes. If it cannot, the capability says less."""
 
 
 class Create(Message, frozen=True, array_like=True):

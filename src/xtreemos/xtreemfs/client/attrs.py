@@ -18,7 +18,7 @@ from xtreemos.xtreemfs.fuse import model as m
 from xtreemos.xtreemfs.fuse.acl import ACCESS, DEFAULT
 from xtreemos.xtreemfs.fuse.constants import SETXATTR_ACL_KILL_SGID
 from xtreemos.xtreemfs.fuse.errors import FuseError
-from xtreemos.xtreemfs.model import VO_ROOT_INO, XATTR_BYTES_MAX, XATTR_NAME_BYTES_MAX, Level
+from xtreemos.xtreemfs.model import VO_ROOT_INO, XATTR_BYTES_MAX, XATTR_NAME_BYTES_MAX, Level, volume_of
 
 STATX_ALL = 0xFFF  # basic statistics and birth time
 ATIME_NOW, MTIME_NOW = 1, 2
@@ -274,7 +274,8 @@ class AttrOps(FileOps):
 
     async def _statfs_later(self, session: Session, ino: int, q: m.StatFs) -> m.StatFsReply:
         a = await session.call(q, ino, "mrc.statfs", lambda who: p.StatFs(who, ino), p.StatFsAnswer, again=True)
-        free = a.bytes_free // 4096
+        untold = sum(max(0, inode.size - inode.attr.size) for inode in self.client.inodes.of_volume(volume_of(ino)))
+        free = max(0, a.bytes_free - untold) // 4096
         return m.StatFsReply(a.bytes_total // 4096, free, free, a.files_total, a.files_free)
 
 

@@ -326,7 +326,12 @@ class Client:
         )
 
     async def _tell_some(self, session: Session, rows: list[tuple[Inode, Update]]) -> None:
-        message = protocol.Updates(tuple(update for _inode, update in rows))
+        for inode, _update in rows:
+            inode.give_back_room()
+
+        async def message(_peer: Peer) -> protocol.Updates:
+            return protocol.Updates(tuple(inode.as_sent(update) for inode, update in rows))
+
         try:
             answers = await session.link.call("mrc.updates", message, tuple[int, ...], again=True)
         except FuseError as error:
@@ -342,7 +347,12 @@ class Client:
         update = inode.update(session.holder.epoch(inode.ino))
         if update is None or not update.epoch:
             return
-        await session.link.call("mrc.update", update, Attr, again=True)
+        inode.give_back_room()
+
+        async def message(_peer: Peer) -> Update:
+            return inode.as_sent(update)
+
+        await session.link.call("mrc.update", message, Attr, again=True)
         self._told(session, inode, update)
 
     @staticmethod

@@ -131,8 +131,7 @@ class FileOps(OpenOps):
         end = offset + len(q.data)
         if end > FILE_BYTES_MAX:
             raise FuseError(errno.EFBIG)
-        if not inode.may_reach(end):
-            raise FuseError(errno.EDQUOT)
+        inode.reach(end)
         self.client.data_of(inode).write(offset, q.data)
         note_write(inode, end, time.time_ns(), kill_suid=bool(q.write_flags & c.WRITE_KILL_SUIDGID))
         if not handle.append:
@@ -268,8 +267,8 @@ class FileOps(OpenOps):
         async def work(_go: h.Go) -> None:
             end = q.offset + q.length
             grows = not q.mode & KEEP_SIZE and end > inode.size
-            if grows and not inode.may_reach(end):
-                raise FuseError(errno.EDQUOT)
+            if grows:
+                inode.reach(end)
             how: Literal["a", "k", "p", "z"] = (
                 "p" if q.mode & PUNCH_HOLE else "z" if q.mode & ZERO_RANGE else "k" if q.mode & KEEP_SIZE else "a"
             )

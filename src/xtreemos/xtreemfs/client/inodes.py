@@ -7,13 +7,15 @@ No I/O here. An `Inode` lives as long as the kernel has looked it up, somebody h
 from __future__ import annotations
 
 import asyncio
+import errno
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from xtreemos.xtreemfs.model import Attr, Capability, Layout, Level, volume_of
+from xtreemos.xtreemfs.fuse.errors import FuseError
+from xtreemos.xtreemfs.model import FILE_BYTES_MAX, Attr, Capability, Layout, Level, volume_of
 from xtreemos.xtreemfs.protocol import ListedEntry, Update
 
 if TYPE_CHECKING:
@@ -37,6 +39,16 @@ class Changed:
     CTIME: Final = 8
     ATIME: Final = 16
     MODE: Final = 32
+
+
+class NeedsRoom(FuseError):
+    """A quota bounds how far a file may grow without asking, and it is to be `end` bytes long. Nothing was done."""
+
+    code = "fs-needs-room"
+
+    def __init__(self, end: int) -> None:
+        super().__init__(errno.EDQUOT)
+        self.end = end
 
 
 class Inode:
@@ -127,6 +139,23 @@ class Inode:
         """Whether the file may be as long as `end` bytes without asking the MRC again: it is already, or the capability's quota says so."""
         held = self.capabilities.get("w")
         return held is None or end <= max(self.size, held[1].quota_bytes)
+
+    def reach(self, end: int) -> None:
+        """The file is to be `end` bytes long. NeedsRoom: not without asking the MRC again."""
+        if not self.may_reach(end):
+            raise NeedsRoom(end)
+
+    def give_back_room(self) -> None:
+        """Nobody writes the file: what it may grow by without asking is not needed any more, and not used from now on."""
+        held = self.capabilities.get("w")
+        if held is not None and not self.writers and self.size < held[1].quota_bytes < FILE_BYTES_MAX:
+            self.capabilities["w"] = (held[0], msgspec.structs.replace(held[1], quota_bytes=self.size))
+
+    def as_sent(self, update: Update) -> Update:
+        """Return an update as it is sent, or sent again: the file may have been opened meanwhile, so that its room is needed."""
+        held = self.capabilities.get("w")
+        done = held is not None and not self.writers and held[1].quota_bytes <= self.size and update.size in {-1, self.size}
+        return msgspec.structs.replace(update, done=True) if done else update
 
     def update(self, epoch: int) -> Update | None:
         """Return what the MRC has to be told, None if nothing."""

@@ -13,7 +13,7 @@ from xtreemos.xtreemfs import protocol as p
 from xtreemos.xtreemfs.client.base import FileHandle
 from xtreemos.xtreemfs.client.coherent import Op
 from xtreemos.xtreemfs.client.data import note_write, without_suid
-from xtreemos.xtreemfs.client.inodes import Changed, Inode, Span
+from xtreemos.xtreemfs.client.inodes import Changed, Inode, NeedsRoom, Span
 from xtreemos.xtreemfs.client.naming import NameOps
 from xtreemos.xtreemfs.client.passthrough import Backing
 from xtreemos.xtreemfs.client.readahead import Planner
@@ -104,11 +104,13 @@ class OpenOps(NameOps):
         while inode.backing is not None and inode.backing.lent < 0:
             await self.relying(session, inode, Level.WRITE, q, work)
 
-    async def acquire(self, session: Session, ino: int, q: m.Request | None, level: Level, mode: str) -> Inode:
-        """Get a capability (and, if nothing is in the way, the lease) by the rights of who asks."""
+    async def acquire(self, session: Session, ino: int, q: m.Request | None, level: Level, mode: str, end: int = 0) -> Inode:
+        """Get a capability (and, if nothing is in the way, the lease) by the rights of who asks, to make the file `end` bytes long."""
         client = self.client
         asked_at = client.coherence.count
-        grant = await session.call(q, ino, "mrc.acquire", lambda who: p.Acquire(who, ino, level, mode), p.Grant, again=True)
+        grant = await session.call(
+            q, ino, "mrc.acquire", lambda who: p.Acquire(who, ino, level, mode, end=end), p.Grant, again=True
+        )
         return client.take(session, grant, asked_at)
 
     def _opened(self, session: Session, inode: Inode, flags: int) -> m.Opened:
@@ -246,8 +248,10 @@ class OpenOps(NameOps):
                 try:
                     return await work(go)
                 except FuseError as error:
-                    if error.errno not in {errno.EACCES, errno.ESTALE} or attempt:
-                        raise FuseError(errno.EIO if error.errno in {errno.EACCES, errno.ESTALE} else error.errno) from None
+                    if error.errno not in {errno.EACCES, errno.ESTALE}:
+                        raise
+                    if attempt:
+                        raise FuseError(errno.EIO) from None
                     inode.capabilities.clear()
                 finally:
                     inode.dirty_told |= dirty
@@ -265,12 +269,14 @@ class OpenOps(NameOps):
 
     async def with_quota(self, session: Session, inode: Inode, q: m.Request, grow: Callable[[], Awaitable[T]]) -> T:
         """A capability says how far a file may grow; the MRC may say more now."""
-        try:
-            return await grow()
-        except FuseError as error:
-            if error.errno != errno.EDQUOT:
-                raise
-        await self.acquire(session, inode.ino, q, Level.WRITE, "")
+        for _attempt in range(TRIES):  # the lease may be called back, and with it the room, between the grant and its use
+            try:
+                return await grow()
+            except NeedsRoom as error:
+                end = error.end
+            await self.acquire(session, inode.ino, q, Level.WRITE, "", end)
+            if not inode.may_reach(end) and session.can(inode.ino, Level.WRITE):
+                break
         return await grow()
 
     # ------------------------------------------------------------------------------------------------------------- length
@@ -279,8 +285,7 @@ class OpenOps(NameOps):
         data = self.client.data_of(inode)
 
         async def work(_go: h.Go) -> None:
-            if not inode.may_reach(size):
-                raise FuseError(errno.EDQUOT)
+            inode.reach(size)
             await data.truncate(size)
             inode.size = size
             inode.mtime_ns = inode.ctime_ns = time.time_ns()

@@ -28,6 +28,7 @@ from xtreemos.xtreemfs.lease.table_model import (
     SendRecall,
     ThroughGone,
     Unused,
+    Withdraw,
 )
 from xtreemos.xtreemfs.lease.table_state import (
     NONE,
@@ -105,6 +106,13 @@ class Queues:
         """Tell whether somebody may have the inode open: it must live on without a name."""
         inode = self._inodes.get(ino)
         return inode is not None and bool(inode.holders)
+
+    def is_written(self, ino: int, epoch: int) -> bool:
+        """Tell whether an epoch up to this one may still be written with, or is being fenced."""
+        inode = self._inodes.get(ino)
+        return inode is not None and (
+            inode.fencing > 0 or any(holding.writes and holding.epoch <= epoch for holding in inode.holders.values())
+        )
 
     # ------------------------------------------------------------------------------------------------------ operations
 
@@ -352,6 +360,20 @@ class Queues:
         self._ask_size(event.ino, inode)
         self._settle(session, event.ino)
         self._pump((event.ino,))
+
+    def _on_withdraw(self, event: Withdraw) -> None:
+        for ino in event.inos:
+            inode = self._inodes.get(ino)
+            for client, holding in list(inode.holders.items()) if inode is not None else ():
+                session = self._sessions[client]
+                stays = READ if holding.level == WRITE else NONE
+                if not holding.writes:
+                    continue
+                if not session.live:
+                    self._evict(session, ino)
+                    self._settle(session, ino)
+                elif session.connected and not any(_answers(asked, stays, None) for asked in holding.recalls.values()):
+                    self._recall(session, ino, holding, stays, None)
 
     def _on_orphan(self, event: Orphan) -> None:
         inode = self._inodes.get(event.ino)

@@ -48,6 +48,7 @@ from xtreemos.xtreemfs.lease.table_model import (
     Renewed,
     ThroughGone,
     Tick,
+    Withdraw,
     Writer,
 )
 from xtreemos.xtreemfs.lease.table_state import NONE, READ, WRITE, Holding, Inode, Session
@@ -87,7 +88,8 @@ class Table(Queues):
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             Open: self._on_open, Cut: self._on_cut, Close: self._on_close, Renew: self._on_renew, Ask: self._on_ask, Again: self._on_again,
             Done: self._on_done, Drop: self._on_drop, Release: self._on_release, Forget: self._on_forget, Fenced: self._on_fenced,
-            ThroughGone: self._on_through_gone, Orphan: self._on_orphan, Tick: self._on_tick,
+            ThroughGone: self._on_through_gone, Orphan: self._on_orphan, Withdraw: self._on_withdraw,
+            Tick: self._on_tick,
         }  # fmt: skip
 
     def on(self, event: Event, now_s: float) -> list[Effect]:

@@ -122,6 +122,12 @@ class Orphan(Event, frozen=True):
     ino: int
 
 
+class Withdraw(Event, frozen=True):
+    """Whoever may write these inodes shall give that back (and may ask for it anew). Answered by nothing: see `Table.is_written`."""
+
+    inos: tuple[int, ...]
+
+
 class Tick(Event, frozen=True):
     """Time has passed; due at `Table.next_wake()`."""
 

@@ -203,7 +203,10 @@ class Admin:
         m = calls.message_of(call.params, p.SetQuota)
         row = self._owned(call, m.who, m.name)
         owner = self.numbers((("u", m.user),))[0] if m.user else -1
+        before = self._core.state.limits(row.record.id, None if owner < 0 else owner)
         self._core.execute(do.SetQuota(row.record.id, owner, m.bytes_max, m.files_max))
+        if m.bytes_max and not before.bytes:  # its writers go on without bound until they ask anew
+            await self._core.withdraw_all(row.record.id)
         changed = self._volume(m.name)
         self._core.note_volume(changed)
         await self._core.leasing.ordered(None)

@@ -72,9 +72,13 @@ def _check_set_attr(inode: Inode, c: do.SetAttr) -> None:
 
 
 def _resize(state: State, inode: Inode, c: do.SetAttr) -> None:
+    held = state.find_promise(inode.ino)
+    state.end_promise(inode.ino)  # first of all it grows by what it was promised
     state.charge(inode.volume, inode.uid, c.size - inode.size, 0)
     inode.mode = access.without_set_ids(inode, c.cred) if not c.cred.root else inode.mode
     inode.size = c.size
+    if held is not None:
+        state.put_promise(inode, held.reach)
     if c.size == 0:
         inode.blocks = 0
     if c.mtime_ns == UNCHANGED and not c.times_now & MTIME:
@@ -85,9 +89,16 @@ def _chown(state: State, inode: Inode, c: do.SetAttr) -> None:
     inode.mode = access.without_set_ids(inode, c.cred)
     if c.uid >= 0 and c.uid != inode.uid:
         size = inode.size if inode.is_file else 0
+        held = state.find_promise(inode.ino)
+        state.end_promise(inode.ino)
         state.charge(inode.volume, inode.uid, -size, -1, check=False)
         state.charge(inode.volume, c.uid, size, 1)
         inode.uid = c.uid
+        if held is not None:
+            room = state.room(inode.volume, c.uid)
+            if room is not None and held.rest > room.bytes:
+                raise FsError(errno.EDQUOT, "its writers were promised more room than its new owner has")
+            state.put_promise(inode, held.reach)
     if c.gid >= 0:
         inode.gid = c.gid
 
@@ -110,6 +121,9 @@ def update(state: State, c: do.Update) -> Inode:
         if c.size != inode.size:
             state.charge(inode.volume, inode.uid, c.size - inode.size, 0, check=False)
         inode.size = c.size
+        state.follow_promise(inode)
+    if c.done:
+        state.end_promise(inode.ino)
     if c.blocks >= 0:
         inode.blocks = c.blocks
     if c.mode >= 0:

@@ -25,6 +25,7 @@ from xtreemos.xtreemfs.mrc.model import (
     TYPE_SHIFT,
     Inode,
     Name,
+    Promise,
     Usage,
     Volume,
 )
@@ -321,7 +322,7 @@ def _lost_found(state: State, volume: int) -> Inode:
 
 def _attachments(seen: Picture, state: State, going: set[int]) -> Iterator[Problem]:
     """Rows that belong to an inode have one; garbage has none; principals are known both ways."""
-    for table, what in ((schema.COLD, "layout"), (schema.XATTR, "xattr"), (schema.WRITER, "writer")):
+    for table, what in ((schema.COLD, "layout"), (schema.XATTR, "xattr"), (schema.WRITER, "writer"), (schema.PROMISE, "promise")):
         for key, _value in _rows(state, table):
             ino = schema.ino_of(key)
             inode = seen.inodes.get(ino)
@@ -344,14 +345,33 @@ def _attachments(seen: Picture, state: State, going: set[int]) -> Iterator[Probl
 
 
 def _usage(seen: Picture, state: State, going: set[int]) -> Iterator[Problem]:
-    """Counters say what there is."""
+    """Counters say what there is, and what is promised of the rest."""
     right: dict[bytes, list[int]] = {}
     for ino, inode in seen.inodes.items():
         for owner in (None, inode.uid):
             row = right.setdefault(schema.usage_key(ino >> NUMBER_BITS, owner), [0, 0])
             row[0] += inode.size if inode.is_file else 0
             row[1] += 1
-    told = {key: value for key, value in _rows(state, schema.USAGE) if schema.unpack32(key[1:5]) not in going}
+    for key, _value in _rows(state, schema.PROMISE):
+        ino = schema.ino_of(key)
+        held = state.find_promise(ino)
+        if held is None or ino >> NUMBER_BITS in going:
+            continue
+        inode = seen.inodes[ino]
+        rest = held.reach - inode.size
+        if (rest, inode.uid) != (held.rest, held.owner) or rest <= 0:
+            good = _encode(Promise(held.reach, inode.uid, rest)) if rest > 0 else None
+            yield Problem(
+                f"what the writers of inode {ino:x} are promised is miscounted", _put(key, good) if good else _delete(key)
+            )
+        for owner in (None, inode.uid) if rest > 0 else ():
+            right.setdefault(schema.usage_key(ino >> NUMBER_BITS, owner, schema.PROMISED), [0, 0])[0] += rest
+    told = {
+        key: value
+        for table in (schema.USAGE, schema.PROMISED)
+        for key, value in _rows(state, table)
+        if schema.unpack32(key[1:5]) not in going
+    }
     for key in sorted(right.keys() | told.keys()):
         if schema.unpack32(key[1:5]) in going:
             continue

@@ -34,6 +34,8 @@ class Create(Command, frozen=True, array_like=True, tag=1):
     session: str = ""
     epoch: int = 0
     anonymous: bool = False
+    promise: bool = False
+    """Promise its writer some room (`quota`); logs of older servers made none here."""
 
 
 class Link(Command, frozen=True, array_like=True, tag=2):
@@ -99,6 +101,8 @@ class Update(Command, frozen=True, array_like=True, tag=6):
     ctime_ns: int = -1
     atime_ns: int = -1
     mode: int = -1
+    done: bool = False
+    """Nobody writes it any more, so nothing beyond its size need be promised."""
 
 
 class SetXattr(Command, frozen=True, array_like=True, tag=7):
@@ -218,9 +222,16 @@ class SetQuota(Command, frozen=True, array_like=True, tag=21):
     files: int
 
 
+class Promise(Command, frozen=True, array_like=True, tag=22):
+    """Promise a file's writers room to grow: up to `end` bytes if that can be, and some more (`quota`)."""
+
+    ino: int
+    end: int = 0
+
+
 AnyCommand = (
     Create | Link | Unlink | Rename | SetAttr | Update | SetXattr | RemoveXattr | Free | Writer | WritersDone | OpenSession | CloseSession
-    | Epochs | Principals | MakeVolume | VolumeTold | RemoveVolume | Purge | Deleted | SetQuota
+    | Epochs | Principals | MakeVolume | VolumeTold | RemoveVolume | Purge | Deleted | SetQuota | Promise
 )  # fmt: skip
 
 encode = msgspec.msgpack.Encoder().encode

@@ -18,9 +18,9 @@ from xtreemos.xtreemfs.lease.model import Give, How, Need
 from xtreemos.xtreemfs.model import Layout, Level, OsdRecord, volume_of
 from xtreemos.xtreemfs.mrc import commands as do
 from xtreemos.xtreemfs.mrc import placing, views
-from xtreemos.xtreemfs.mrc.leasing import Allowed, Plan
 from xtreemos.xtreemfs.mrc.model import READ, WRITE, Cred, Inode, Name
 from xtreemos.xtreemfs.mrc.namespace import EXCHANGE, Moved
+from xtreemos.xtreemfs.mrc.outbox import Allowed, Plan
 from xtreemos.xtreemfs.mrc.serving import Core
 
 LISTING_BYTES: Final = 1 << 20  # of one answer, about: a page of link targets would fill a frame
@@ -143,7 +143,7 @@ class Files:
         cred = core.cred(call, m.who, m.ino)
         volume = volume_of(m.ino)
         state = core.state
-        used, limit, room = state.usage(volume, None), state.limits(volume, None), state.room(volume, cred.uid)
+        used, limit, room = state.usage(volume, None), state.limits(volume, None), state.room(volume, cred.uid, promised=False)
         osds = core.directory.state.osds.values()
         total, free = sum(row.total_bytes for row in osds), sum(row.free_bytes for row in osds if row.state == "online")
         files_total, files_free = _FILES_TOTAL, _FILES_TOTAL - used.files
@@ -180,10 +180,10 @@ class Files:
                 found = self._found(client, cred, m)
                 if found is not None:
                     return found
-            epoch = core.leasing.new_epoch() if is_file else 0
+            epoch, now_ns = core.leasing.new_epoch() if is_file else 0, core.now_ns(m.now_ns)
             made = core.execute(
                 do.Create(
-                    cred, m.dir, m.name, m.mode, m.umask, core.now_ns(m.now_ns), m.rdev, m.link, layout, client, epoch, m.anonymous
+                    cred, m.dir, m.name, m.mode, m.umask, now_ns, m.rdev, m.link, layout, client, epoch, m.anonymous, is_file
                 ),
                 volume_of(m.dir),
             )
@@ -335,6 +335,8 @@ class Files:
         core = self._core
         m, client = core.opened(call, p.SetAttr)
         cred = core.cred(call, m.who, m.ino)
+        if m.size >= 0:
+            await core.make_room(m.ino, m.size)
 
         def execute(_allowed: Allowed) -> Plan:
             held = core.leasing.table.held(client, m.ino)
@@ -354,6 +356,12 @@ class Files:
             has_acl = m.mode >= 0 and core.state.inode(m.ino).acl
             return (Need(m.ino, How.ALONE) if has_acl else self._for_attributes(m.ino),)
 
+        try:
+            return await core.leasing.ask(client, needs, execute)  # type: ignore[no-any-return]
+        except FsError as error:
+            if error.errno != errno.EDQUOT or core.state.find_promise(m.ino) is None:
+                raise
+        await core.withdraw((m.ino,))  # a new owner may have room for the file, but not for what its writers were promised
         return await core.leasing.ask(client, needs, execute)  # type: ignore[no-any-return]
 
     def _changed(self, inode: Inode) -> Plan:

@@ -14,33 +14,25 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from xtreemos.errors import InternalError, XosError
 from xtreemos.fabric.rpc import Peer, ServerCall
 from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.lease import table_model as table
-from xtreemos.xtreemfs.lease.model import Give, Given, Need
+from xtreemos.xtreemfs.lease.model import Given, Need
 from xtreemos.xtreemfs.lease.table import Table
 from xtreemos.xtreemfs.mrc import commands as do
 from xtreemos.xtreemfs.mrc.errors import SessionOver
 from xtreemos.xtreemfs.mrc.journal import Journal
 from xtreemos.xtreemfs.mrc.namespace import Moved
+from xtreemos.xtreemfs.mrc.outbox import Allowed, Outbox, Pending, Plan
 from xtreemos.xtreemfs.protocol import Recall
 
 log = logging.getLogger(__name__)
 
 EPOCH_STRIDE: Final = 1 << 16  # epochs made durable at a time: one record of the log serves so many WRITE leases
-
-Allowed = dict[int, table.Allowed]
-
-
-class Plan(NamedTuple):
-    """What an executed operation leaves: grants it wants, how its answer is made of what was granted, and events that follow."""
-
-    gives: tuple[Give, ...]
-    finish: Callable[[tuple[Given, ...]], Any]
-    after: tuple[table.Event, ...] = ()
+WITHDRAW_AGAIN_S: Final = 1.0
 
 
 class Hooks(Protocol):
@@ -65,82 +57,6 @@ class Hooks(Protocol):
         """All clients from before the restart are back or given up."""
 
 
-class _Pending:
-    """One answer that is waited for."""
-
-    __slots__ = ("box", "done", "error", "execute", "finish", "future", "given_up", "needs", "result")
-
-    def __init__(self, box: _Outbox | None) -> None:
-        self.box = box
-        self.needs: Callable[[], tuple[Need, ...]] = tuple
-        self.execute: Callable[[Allowed], Plan] | None = None
-        self.finish: Callable[[tuple[Given, ...]], Any] | None = None
-        self.done = False
-        self.given_up = False
-        self.result: Any = None
-        self.error: XosError | None = None
-        self.future: asyncio.Future[None] | None = None
-
-    def leave(self) -> None:
-        """Its task goes on: to send it, or because it was cancelled."""
-        if not self.done:
-            self.given_up = True
-        elif self.box is not None:
-            self.box.sent()
-
-
-class _Outbox:
-    """What goes out on one session's connection, in the order in which it was decided.
-
-    An answer is sent by its own task, a step of the loop after it is woken; until then (`busy`) nothing behind it may go.
-    """
-
-    def __init__(self, call: ServerCall) -> None:
-        self.call = call
-        self._loop = asyncio.get_running_loop()
-        self.ended: asyncio.Future[None] = self._loop.create_future()
-        """Done when another connection of the same session took over."""
-        self._queue: deque[_Pending | Recall] = deque()
-        self._busy = False
-        self._scheduled = False
-
-    def answer(self, pending: _Pending) -> None:
-        """It is decided. If its task has not waited yet it is running in this very step, and may send at once if nothing is before it."""
-        if pending.future is None and not self._queue and not self._busy:
-            pending.done = True
-            return
-        self._queue.append(pending)
-        self.soon()
-
-    def recall(self, recall: Recall) -> None:
-        """It is decided. Never sent in this very step, for an answer before it may be on its way out of it."""
-        self._queue.append(recall)
-        self.soon()
-
-    def soon(self) -> None:
-        """Send what may be sent, after this step."""
-        if not self._scheduled and self._queue:
-            self._scheduled = True
-            self._loop.call_soon(self._pump)
-
-    def _pump(self) -> None:
-        self._scheduled = False
-        while self._queue and not self._busy:
-            item = self._queue.popleft()
-            if isinstance(item, Recall):
-                self.call.send_event(item)
-            elif not item.given_up:
-                item.done = True
-                if item.future is not None and not item.future.done():  # else its task is being cancelled
-                    self._busy = True
-                    item.future.set_result(None)
-
-    def sent(self) -> None:
-        """The answer that was woken goes out in this step."""
-        self._busy = False
-        self.soon()
-
-
 def now_s() -> float:
     """Seconds on the clock of leases: goes on while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -157,14 +73,15 @@ class Leasing:
         self.table = Table(now_s(), sessions=sessions, writers=writers)
         self._hooks = hooks
         self._ops = itertools.count(1)
-        self._pending: dict[int, _Pending] = {}
-        self._renewals: dict[str, _Pending] = {}
-        self._openings: dict[str, _Pending] = {}
-        self._boxes: dict[str, _Outbox] = {}
+        self._pending: dict[int, Pending] = {}
+        self._renewals: dict[str, Pending] = {}
+        self._openings: dict[str, Pending] = {}
+        self._boxes: dict[str, Outbox] = {}
         self._by_peer: dict[Peer, str] = {}
         self._epoch = self._epoch_end = epoch
         self._effects: deque[table.Effect] = deque()
         self._carrying_out = False
+        self._given_back: asyncio.Future[None] | None = None
         self.recalls = 0
 
     # -- events and effects ----------------------------------------------------------------------------------------------
@@ -180,6 +97,22 @@ class Leasing:
                 self._carry_out(self._effects.popleft())
         finally:
             self._carrying_out = False
+        if self._given_back is not None and isinstance(event, (table.Release, table.Fenced)) and not self._given_back.done():
+            self._given_back.set_result(None)
+
+    async def withdraw(self, inos: Iterable[int], within_s: float) -> None:
+        """Ask the right to write these back from all who have it now; return when they gave it, or after `within_s`."""
+        epoch, end_s = self._epoch, now_s() + within_s
+        left = [ino for ino in inos if self.table.is_written(ino, epoch)]
+        asked_s = -WITHDRAW_AGAIN_S
+        while left and now_s() < end_s:
+            if now_s() >= asked_s + WITHDRAW_AGAIN_S:  # again: who was cut off may be back, or its session may be over
+                self.feed(table.Withdraw(tuple(left)))
+                asked_s = now_s()
+            if self._given_back is None or self._given_back.done():
+                self._given_back = self._loop.create_future()
+            await asyncio.wait({self._given_back}, timeout=min(WITHDRAW_AGAIN_S, max(0.0, end_s - now_s())))
+            left = [ino for ino in left if self.table.is_written(ino, epoch)]
 
     def _carry_out(self, effect: table.Effect) -> None:
         match effect:
@@ -259,17 +192,17 @@ class Leasing:
 
     # -- answers in order ------------------------------------------------------------------------------------------------
 
-    def _succeed(self, pending: _Pending | None, result: Any) -> None:
+    def _succeed(self, pending: Pending | None, result: Any) -> None:
         if pending is not None:
             pending.result = result
             self.journal.then(lambda: self._deliver(pending))
 
-    def _fail(self, pending: _Pending | None, error: XosError) -> None:
+    def _fail(self, pending: Pending | None, error: XosError) -> None:
         if pending is not None:
             pending.error = error
             self.journal.then(lambda: self._deliver(pending))
 
-    def _deliver(self, pending: _Pending) -> None:
+    def _deliver(self, pending: Pending) -> None:
         if pending.box is not None:
             pending.box.answer(pending)
             return
@@ -277,7 +210,7 @@ class Leasing:
         if pending.future is not None and not pending.future.done():
             pending.future.set_result(None)
 
-    async def _wait(self, pending: _Pending) -> Any:
+    async def _wait(self, pending: Pending) -> Any:
         """Return when it is this answer's turn to be sent: the caller returns it without another await."""
         if not pending.done:
             pending.future = self._loop.create_future()
@@ -292,7 +225,7 @@ class Leasing:
     async def ordered(self, result: Any, call: ServerCall | None = None) -> Any:
         """Return `result` when everything that it may have seen is on the disk; for a call on a session's connection, in its turn."""
         client = self._by_peer.get(call.peer) if call is not None else None
-        pending = _Pending(self._boxes.get(client) if client is not None else None)
+        pending = Pending(self._boxes.get(client) if client is not None else None)
         self._succeed(pending, result)
         return await self._wait(pending)
 
@@ -311,7 +244,7 @@ class Leasing:
         Raises (from the awaitable):
             FsError: as `needs` or `execute`, or EAGAIN: too many wait. SessionOver. Cancelling gives up waiting; what was done stays.
         """
-        pending = _Pending(self._boxes.get(client))
+        pending = Pending(self._boxes.get(client))
         pending.needs, pending.execute = needs, execute
         op = next(self._ops)
         try:
@@ -323,7 +256,7 @@ class Leasing:
         self.feed(table.Ask(op, client, needed))
         return self._await_op(op, pending)
 
-    async def _await_op(self, op: int, pending: _Pending) -> Any:
+    async def _await_op(self, op: int, pending: Pending) -> Any:
         try:
             return await self._wait(pending)
         except asyncio.CancelledError:
@@ -363,9 +296,9 @@ class Leasing:
             self._by_peer.pop(before.call.peer, None)
             if not before.ended.done():
                 before.ended.set_result(None)
-        box = self._boxes[client] = _Outbox(call)
+        box = self._boxes[client] = Outbox(call)
         self._by_peer[call.peer] = client
-        pending = self._openings[client] = _Pending(box)
+        pending = self._openings[client] = Pending(box)
         self.feed(opening)
         try:
             opened = await self._wait(pending)
@@ -385,7 +318,7 @@ class Leasing:
 
     def renew(self, client: str) -> Awaitable[Any]:
         """Renew a session; SessionOver if it is over."""
-        pending = self._renewals[client] = _Pending(self._boxes.get(client))
+        pending = self._renewals[client] = Pending(self._boxes.get(client))
         self.feed(table.Renew(client))
         return self._wait(pending)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from xtreemos.xtreemfs.mrc import attributes, namespace, schema, volumes
+from xtreemos.xtreemfs.mrc import attributes, namespace, quota, schema, volumes
 from xtreemos.xtreemfs.mrc import commands as do
 from xtreemos.xtreemfs.mrc.kv import Kv, Overlay
 from xtreemos.xtreemfs.mrc.state import Change, State
@@ -36,6 +36,7 @@ _HANDLERS: Final[dict[type[do.Command], Callable[[State, Any], Any]]] = {
     do.Purge: volumes.purge,
     do.Deleted: volumes.deleted,
     do.SetQuota: volumes.set_quota,
+    do.Promise: quota.promise,
 }
 
 

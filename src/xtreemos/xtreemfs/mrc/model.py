@@ -135,6 +135,14 @@ class Writer(msgspec.Struct, frozen=True, array_like=True):
     through: int = 0
 
 
+class Promise(msgspec.Struct, frozen=True, array_like=True):
+    """A file may be made `reach` bytes long by its writers; `rest` of that was not used when it was counted for `owner`. Bytes."""
+
+    reach: int
+    owner: int
+    rest: int
+
+
 class Session(msgspec.Struct, frozen=True, array_like=True):
     """A client that was heard of: its node ("" on a server without TLS) and when it came, seconds since 1970."""
 

@@ -14,7 +14,7 @@ from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.model import LINKS_MAX, SYMLINK_BYTES_MAX, volume_of
 from xtreemos.xtreemfs.mrc import acl as acls
 from xtreemos.xtreemfs.mrc import commands as do
-from xtreemos.xtreemfs.mrc import schema
+from xtreemos.xtreemfs.mrc import quota, schema
 from xtreemos.xtreemfs.mrc.access import check_create, check_delete, check_searched, require
 from xtreemos.xtreemfs.mrc.model import DIRECTORY_BYTES, FIRST_COOKIE, LINKABLE, WRITE, Inode, Name, Writer
 from xtreemos.xtreemfs.mrc.state import Change, State
@@ -87,6 +87,8 @@ def create(state: State, c: do.Create) -> Made:
     state.put_inode(inode)
     if kind == stat.S_IFREG and c.session:
         state.put_writer(inode.ino, c.session, Writer(c.epoch), fresh=True)
+        if c.promise:
+            quota.promise_room(state, inode)
     if c.anonymous:
         state.leave(inode, keep=True)
         return Made(inode, folder)

@@ -19,8 +19,8 @@ from xtreemos.xtreemfs.model import Level, SessionToken, volume_of
 from xtreemos.xtreemfs.mrc import access, views
 from xtreemos.xtreemfs.mrc import commands as do
 from xtreemos.xtreemfs.mrc.actors import Audit
-from xtreemos.xtreemfs.mrc.leasing import Allowed, Plan
 from xtreemos.xtreemfs.mrc.model import READ, WRITE, Cred, Inode
+from xtreemos.xtreemfs.mrc.outbox import Allowed, Plan
 from xtreemos.xtreemfs.mrc.serving import Core
 
 CLAIMS_MAX: Final = 250_000  # what one client may say it has: a little more than it may have
@@ -128,6 +128,8 @@ class Opening:
             given = core.leasing.table.glance(client, m.ino, core.leasing.now_s())
             return await core.leasing.ordered(core.grant(inode, given), call)  # type: ignore[no-any-return]
         alone = m.level >= Level.WRITE and inode.is_file
+        if alone and m.end:
+            await core.make_room(m.ino, m.end)
 
         def execute(allowed: Allowed) -> Plan:
             found = core.state.inode(m.ino)
@@ -137,6 +139,8 @@ class Opening:
             if m.truncate:
                 command = do.SetAttr(cred, m.ino, time.time_ns(), size=0, held=True)
                 found = core.execute(command, volume_of(m.ino))
+            if alone:
+                core.promise(found, m.end)
             cold = core.state.cold(m.ino)
 
             def finish(given: tuple[Given, ...]) -> p.Grant:
@@ -219,8 +223,10 @@ class Opening:
             return
         now = self._core.leasing.table.held(client, ino)
         if Level.WRITE not in (now.level, now.shared):
-            self.ended.add((ino, client))
-            self._core.unreserve(client, ino)
+            if self._core.state.find_promise(ino) is not None:
+                self._core.execute(do.WritersDone(((ino, client),)))  # at once: others may wait for what it was promised
+            else:
+                self.ended.add((ino, client))
 
     async def update(self, call: ServerCall) -> Any:
         """What a writer changed by itself; it keeps its lease (fsync)."""
@@ -248,7 +254,7 @@ class Opening:
         held = core.leasing.table.held(client, m.ino)
         if Level.WRITE not in (held.level, held.shared) or held.epoch != m.epoch:
             raise FsError(errno.ESTALE, "the file was given to another client")
-        command = do.Update(m.ino, m.size, m.blocks, m.mtime_ns, m.ctime_ns, m.atime_ns, m.mode)
+        command = do.Update(m.ino, m.size, m.blocks, m.mtime_ns, m.ctime_ns, m.atime_ns, m.mode, m.done)
         if command == do.Update(m.ino):
             return core.state.inode(m.ino)
         return cast("Inode", core.execute(command, volume_of(m.ino)))

@@ -18,6 +18,8 @@ that begins with an inode number lists one volume in one range. Values are Messa
 | `k` | id 4 | 8 (raw) | largest inode number given in the volume |
 | `u` | id 4, kind 1, owner 4 | `Usage` | kind `v`: the volume (owner 0), `u`: one owner in it |
 | `q` | id 4, kind 1, owner 4 | `Usage` | limits of owners (kind `u`); a volume's own are in its row |
+| `r` | ino 8 | `Promise` | how far the writers of a file may let it grow, where a quota bounds that; its rest stands in `R` |
+| `R` | id 4, kind 1, owner 4 | `Usage` | as `u`: bytes that are promised and not used yet |
 | `n` | kind 1, name | number 4 (raw) | principals by name |
 | `N` | number 4 | kind 1, name (raw) | and back |
 | `s` | session | `Session` | a restarted MRC waits for these |
@@ -37,8 +39,9 @@ KEY_BYTES_MAX: Final = 511  # LMDB's
 
 INODE, COLD, NAME, COOKIE, XATTR, ORPHAN, WRITER, GARBAGE = b"i", b"l", b"d", b"c", b"x", b"o", b"w", b"g"
 VOLUME, VOLUME_NAME, COUNTER, USAGE, LIMIT, PRINCIPAL, NUMBER, SESSION = b"v", b"V", b"k", b"u", b"q", b"n", b"N", b"s"
+PROMISE, PROMISED = b"r", b"R"
 SEQ, EPOCH, FORMAT_KEY = b"mseq", b"mepoch", b"mformat"
-BY_INO: Final = (INODE, COLD, NAME, COOKIE, XATTR, ORPHAN, WRITER)
+BY_INO: Final = (INODE, COLD, NAME, COOKIE, XATTR, ORPHAN, WRITER, PROMISE)
 """Tables whose key begins with an inode number (garbage not: it outlives its volume)."""
 
 _U64 = struct.Struct(">Q")

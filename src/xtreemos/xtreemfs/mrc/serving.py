@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from xtreemos.fabric.rpc import ServerCall
@@ -14,8 +16,9 @@ from xtreemos.xtreemfs.directory import Directory
 from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.lease.model import Given
 from xtreemos.xtreemfs.model import FILE_BYTES_MAX, Capability, Layout, Level, VolumeRecord, volume_of
+from xtreemos.xtreemfs.mrc import commands as do
+from xtreemos.xtreemfs.mrc import quota, schema
 from xtreemos.xtreemfs.mrc.actors import Actors
-from xtreemos.xtreemfs.mrc.commands import Command
 from xtreemos.xtreemfs.mrc.journal import Journal
 from xtreemos.xtreemfs.mrc.leasing import Leasing
 from xtreemos.xtreemfs.mrc.machine import Outcome
@@ -28,8 +31,14 @@ CAPABILITY_S: Final = 12 * 3600
 """Life of a capability; the session token is what ends soon."""
 CLOCK_SKEW_NS: Final = 60 * 10**9
 """Times that a client tells as "now" are taken if they are this close to ours, else ours is: make and rsync compare them across nodes."""
-QUOTA_STEP_BYTES: Final = 1 << 30
-"""How far a writer may grow one file before it asks again, where there is a quota: what one may use up unseen by others."""
+WITHDRAW_FILES: Final = 256
+"""Files that are called back at a time when a quota is short; a lease of a closed file is given back within milliseconds."""
+WITHDRAW_S: Final = 12.0
+"""How long a writer waits for room that others were promised: until a dead one's session is over and its file fenced."""
+
+FREED_S: Final = 0.75
+"""How long it waits for files that were removed just now: their clients give them back after a moment, then they are freed."""
+EVERY_EPOCH: Final = 1 << 63
 
 
 class Core:
@@ -56,10 +65,9 @@ class Core:
         self.volumes: dict[int, VolumeRecord] = {}
         """Volumes that are served, by id."""
         self._gone: dict[int, Volume] = {}
+        self._freed: asyncio.Future[None] | None = None
         self.rights: dict[str, dict[int, int]] = {}
         """client -> inode -> rights (READ, WRITE) that were checked when it was opened there."""
-        self.reserved: dict[str, dict[int, int]] = {}
-        """client -> inode -> bytes of growth that its capability allows beyond what is charged."""
 
     # -- reading a call --------------------------------------------------------------------------------------------------
 
@@ -105,7 +113,7 @@ class Core:
 
     # -- changing --------------------------------------------------------------------------------------------------------
 
-    def execute(self, command: Command, volume: int = 0) -> Any:
+    def execute(self, command: do.Command, volume: int = 0) -> Any:
         """Execute a command; return its result. What changed goes to those who follow the volume."""
         outcome = self.journal.execute(command)
         if outcome.changes:
@@ -143,7 +151,7 @@ class Core:
                     mode="w" if mode == "w" else "r",
                     epoch=given.epoch,
                     layout_version=layout.version,
-                    quota_bytes=self._reserve(client, inode) if mode == "w" else 0,
+                    quota_bytes=self._reach(inode) if mode == "w" else 0,
                     expires_at=int(time.time()) + CAPABILITY_S,
                 )
             )
@@ -160,17 +168,72 @@ class Core:
             given.watched,
         )
 
-    def _reserve(self, client: str, inode: Inode) -> int:
-        """Return how large a writer may let its file grow, and remember it as taken until it gives the lease back."""
-        mine = self.reserved.setdefault(client, {})
-        mine.pop(inode.ino, None)
-        room = self.state.room(inode.volume, inode.uid)
-        if room is None:
+    # -- quotas ----------------------------------------------------------------------------------------------------------
+
+    def _reach(self, inode: Inode) -> int:
+        """Return how long its writers may let a file become: as promised before (`promise`), or without bound."""
+        if self.state.room(inode.volume, inode.uid) is None:
             return FILE_BYTES_MAX
-        taken = sum(size for held in self.reserved.values() for ino, size in held.items() if volume_of(ino) == inode.volume)
-        step = max(0, min(QUOTA_STEP_BYTES, room.bytes - taken))
-        mine[inode.ino] = step
-        return inode.size + step
+        held = self.state.find_promise(inode.ino)
+        return held.reach if held is not None else inode.size
+
+    def promise(self, inode: Inode, end: int) -> None:
+        """Promise a file's writers room where that is limited: up to `end` bytes, if that can be had."""
+        if self.state.room(inode.volume, inode.uid) is not None:
+            self.execute(do.Promise(inode.ino, end))
+
+    async def make_room(self, ino: int, end: int) -> None:
+        """Call back what others were promised and have not used, if a file cannot become `end` bytes long without; as far as that goes."""
+        started_s = self.leasing.now_s()
+        while (left_s := started_s + WITHDRAW_S - self.leasing.now_s()) > 0:
+            inode = self.state.find_inode(ino)
+            short = quota.shortage(self.state, inode, end) if inode is not None else None
+            if inode is None or short is None:
+                return
+            if short.bytes > short.promised:
+                if await self._wait_freed(inode.volume, started_s + FREED_S):
+                    continue
+                return
+            rows = self.state.promises(inode.volume)
+            holders = (other for other, row in rows if other != ino and short.owner in (None, row.owner))
+            inos = tuple(itertools.islice(holders, WITHDRAW_FILES))
+            if not inos:
+                return
+            await self.withdraw(inos, left_s)
+
+    async def _wait_freed(self, volume: int, until_s: float) -> bool:
+        """Wait for removed files of a volume to be freed, where there are such; tell whether some were."""
+        left_s = until_s - self.leasing.now_s()
+        if left_s <= 0 or not self.state.kv.scan(*schema.volume_range(schema.ORPHAN, volume), 1):
+            return False
+        if self._freed is None or self._freed.done():
+            self._freed = asyncio.get_running_loop().create_future()
+        done, _waiting = await asyncio.wait({self._freed}, timeout=left_s)
+        return bool(done)
+
+    def free(self, inos: tuple[int, ...]) -> None:
+        """Delete those of these inodes that have no name: nobody has them open."""
+        self.execute(do.Free(inos))
+        if self._freed is not None and not self._freed.done():
+            self._freed.set_result(None)
+
+    async def withdraw(self, inos: Sequence[int], within_s: float = WITHDRAW_S) -> None:
+        """Call the right to write these files back from all who have it, and with that what they were promised."""
+        await self.leasing.withdraw(inos, within_s)
+        for ino in inos:  # a grant whose answer was lost has a writer on record that knows nothing of it
+            if self.state.find_promise(ino) is not None and not self.leasing.table.is_written(ino, EVERY_EPOCH):
+                self.execute(do.WritersDone(tuple((ino, client) for client in self.state.writers_of(ino))))
+                if self.state.find_promise(ino) is not None:
+                    self.execute(do.Update(ino, done=True))
+
+    async def withdraw_all(self, volume: int) -> None:
+        """Call the right to write back for all files of a volume: what it says of a limit is not true any more."""
+        until_s = self.leasing.now_s() + WITHDRAW_S
+        inos = list(dict.fromkeys(self.state.writing(volume)))
+        for start in range(0, len(inos), WITHDRAW_FILES):
+            await self.withdraw(inos[start : start + WITHDRAW_FILES], max(0.0, until_s - self.leasing.now_s()))
+
+    # -- rights ----------------------------------------------------------------------------------------------------------
 
     def allow(self, client: str, ino: int, rights: int) -> None:
         """Remember rights that were checked at an open."""
@@ -180,16 +243,10 @@ class Core:
     def disallow(self, client: str, ino: int) -> None:
         """A client has nothing open of an inode any more."""
         self.rights.get(client, {}).pop(ino, None)
-        self.unreserve(client, ino)
-
-    def unreserve(self, client: str, ino: int) -> None:
-        """A client writes an inode no more."""
-        self.reserved.get(client, {}).pop(ino, None)
 
     def gone(self, client: str) -> None:
         """A session is over."""
         self.rights.pop(client, None)
-        self.reserved.pop(client, None)
 
 
 __all__ = ["READ", "WRITE", "Core"]

@@ -13,10 +13,10 @@ from typing import Final, NamedTuple, TypeVar
 import msgspec
 
 from xtreemos.xtreemfs.errors import FsError
-from xtreemos.xtreemfs.model import NUMBER_BITS, WIDTH_MAX, Layout, make_ino
+from xtreemos.xtreemfs.model import NUMBER_BITS, WIDTH_MAX, Layout, make_ino, volume_of
 from xtreemos.xtreemfs.mrc import schema
 from xtreemos.xtreemfs.mrc.kv import Kv
-from xtreemos.xtreemfs.mrc.model import HAS_XATTRS, TYPE_SHIFT, Cold, Inode, Name, Session, Usage, Volume, Writer
+from xtreemos.xtreemfs.mrc.model import HAS_XATTRS, TYPE_SHIFT, Cold, Inode, Name, Promise, Session, Usage, Volume, Writer
 
 T = TypeVar("T")
 SCAN_ROWS: Final = 1024
@@ -29,6 +29,7 @@ _to_usage: Final = msgspec.msgpack.Decoder(Usage).decode
 _to_session: Final = msgspec.msgpack.Decoder(Session).decode
 _to_writer: Final = msgspec.msgpack.Decoder(Writer).decode
 _to_garbage: Final = msgspec.msgpack.Decoder(tuple[int | str, ...]).decode
+_to_promise: Final = msgspec.msgpack.Decoder(Promise).decode
 _NOTHING: Final = Usage()
 _NO_GARBAGE: Final = _encode(())
 
@@ -138,16 +139,20 @@ class State:
         row = self.find_volume(volume)
         return Usage(row.quota_bytes, row.quota_files) if row else _NOTHING
 
-    def room(self, volume: int, owner: int) -> Usage | None:
-        """Return the bytes and files that quotas leave for files of `owner` (each may be negative), None if none is limited."""
+    def room(self, volume: int, owner: int, *, promised: bool = True) -> Usage | None:
+        """Return the bytes and files that quotas leave for files of `owner` (each may be negative), None if none is limited.
+
+        What is `promised` to writers and not used yet is not left; without it the answer is what is not used.
+        """
         left: list[tuple[int, int]] = []
         for whose in (None, owner):
             limit = self.limits(volume, whose)
             if limit.bytes or limit.files:
                 used = self.usage(volume, whose)
+                taken = used.bytes + (self.usage(volume, whose, schema.PROMISED).bytes if promised else 0)
                 unlimited = 1 << 62
                 left.append(
-                    (limit.bytes - used.bytes if limit.bytes else unlimited, limit.files - used.files if limit.files else unlimited)
+                    (limit.bytes - taken if limit.bytes else unlimited, limit.files - used.files if limit.files else unlimited)
                 )
         return Usage(min(row[0] for row in left), min(row[1] for row in left)) if left else None
 
@@ -183,6 +188,44 @@ class State:
         """Set the limits of an owner in a volume; zeros remove them."""
         self._put_usage(schema.usage_key(volume, owner, schema.LIMIT), limit)
 
+    # -- promises: room that writers may use without asking ------------------------------------------------------------
+
+    def find_promise(self, ino: int) -> Promise | None:
+        """Return what the writers of a file are promised, None if nothing."""
+        data = self.kv.get(schema.PROMISE + schema.pack64(ino))
+        return _to_promise(data) if data is not None else None
+
+    def put_promise(self, inode: Inode, reach: int) -> None:
+        """Let a file grow to `reach` bytes; what it has of that, and whose it is, is counted anew. Nothing is kept of what is used up."""
+        self.end_promise(inode.ino)
+        rest = reach - inode.size
+        if rest > 0:
+            self.kv.put(schema.PROMISE + schema.pack64(inode.ino), _encode(Promise(reach, inode.uid, rest)))
+            self._count_promised(inode.volume, inode.uid, rest)
+
+    def follow_promise(self, inode: Inode) -> None:
+        """A file's size was changed: what it has grown by is promised no more."""
+        held = self.find_promise(inode.ino)
+        if held is not None:
+            self.put_promise(inode, held.reach)
+
+    def end_promise(self, ino: int) -> None:
+        """Nothing is promised to a file's writers any more."""
+        held = self.find_promise(ino)
+        if held is not None:
+            self.kv.delete(schema.PROMISE + schema.pack64(ino))
+            self._count_promised(volume_of(ino), held.owner, -held.rest)
+
+    def _count_promised(self, volume: int, owner: int, change: int) -> None:
+        for whose in (None, owner):
+            held = self.usage(volume, whose, schema.PROMISED)
+            self._put_usage(schema.usage_key(volume, whose, schema.PROMISED), Usage(held.bytes + change))
+
+    def promises(self, volume: int) -> Iterator[tuple[int, Promise]]:
+        """Yield rows (ino, `Promise`) of a volume by number: the files made first come first."""
+        for key, value in self.scan_all(*schema.volume_range(schema.PROMISE, volume)):
+            yield schema.ino_of(key), _to_promise(value)
+
     # -- life and death --------------------------------------------------------------------------------------------------
 
     def scan_all(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -216,6 +259,7 @@ class State:
         if inode.flags & HAS_XATTRS:
             for key, _value in list(self.scan_all(*schema.prefix_range(schema.XATTR + schema.pack64(ino)))):
                 self.kv.delete(key)
+        self.end_promise(ino)
         self.kv.delete(schema.inode_key(ino))
         self.kv.delete(schema.ORPHAN + schema.pack64(ino))
         if not inode.is_dir:
@@ -290,8 +334,19 @@ class State:
         self.kv.put(schema.WRITER + schema.pack64(ino) + client.encode(), _encode(writer))
 
     def end_writer(self, ino: int, client: str) -> None:
-        """Note that a client writes a file no more."""
+        """Note that a client writes a file no more; with the last one ends what they were promised."""
         self.kv.delete(schema.WRITER + schema.pack64(ino) + client.encode())
+        if self.find_promise(ino) is not None and not self.writers_of(ino):
+            self.end_promise(ino)
+
+    def writers_of(self, ino: int) -> list[str]:
+        """Return the clients that may write a file and did not say that they ended ("": one that is being fenced)."""
+        rows = self.kv.scan(*schema.prefix_range(schema.WRITER + schema.pack64(ino)), SCAN_ROWS)
+        return [key[9:].decode() for key, _value in rows]
+
+    def writing(self, volume: int) -> Iterator[int]:
+        """Yield the inodes of a volume that have a writer, by number."""
+        return (schema.ino_of(key) for key, _value in self.scan_all(*schema.volume_range(schema.WRITER, volume)))
 
     def writers(self) -> list[tuple[int, str, Writer]]:
         """Return rows (ino, client, `Writer`) of those who may write and did not say that they ended, by inode."""

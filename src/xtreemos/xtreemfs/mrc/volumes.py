@@ -113,7 +113,7 @@ def purge(state: State, c: do.Purge) -> bool:
             state.kv.delete(key)
         if left <= 0:
             return False
-    for table in (schema.USAGE, schema.LIMIT):
+    for table in (schema.USAGE, schema.LIMIT, schema.PROMISED):
         for key, _value in list(state.scan_all(*schema.prefix_range(table + schema.pack32(c.volume)))):
             state.kv.delete(key)
     state.kv.delete(schema.COUNTER + schema.pack32(c.volume))

@@ -144,7 +144,7 @@ class Worker:
 
     def _free_unused(self) -> None:
         while self._unused:
-            self.core.execute(do.Free(tuple(self._unused[:FREE_BATCH])))  # if that is refused (a full disk) they stay for later
+            self.core.free(tuple(self._unused[:FREE_BATCH]))  # if that is refused (a full disk) they stay for later
             del self._unused[:FREE_BATCH]
 
     def _delete_garbage(self) -> None:
