@@ -242,10 +242,10 @@ class Client:
         self.welcome: protocol.Welcome | None = None
         self._task: asyncio.Task[None] | None = None
 
-    async def call(self, method: str, message: Any, kind: Any = None) -> Any:
+    async def call(self, method: str, message: Any, kind: Any = None, once: protocol.Once | None = None) -> Any:
         """Call; a refusal with an errno comes as FsError."""
         try:
-            body = await self.peer.call(method, calls.params(message), timeout_s=15)
+            body = await self.peer.call(method, calls.params(message, once), timeout_s=15)
         except RemoteError as error:
             if error.code.startswith("E") or error.code in {
                 "ticket-refused",
@@ -381,6 +381,21 @@ class Grid:
         self._clients.append(client)
         await client.open(ticket, **more)
         return client
+
+    async def kill(self) -> None:
+        """End the server as kill -9 would: nothing is committed or said; a new one finds store and log as they were on the disk."""
+        assert self._running is not None
+        assert self.server is not None
+        server, self.server = self.server, None
+        self._running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._running
+        await server._doors.close()
+        await server.worker.close()
+        server.store._base.close()
+        server.store._log.close()
+        server.audit.close()
+        server._lock.close()
 
     async def again(self, client: Client, **more: Any) -> Client:
         """The same session on a new connection."""

@@ -119,6 +119,8 @@ CORRUPTIONS = {
     "promise used up": put(lambda world: schema.PROMISE + schema.pack64(ino(world, "a/f")), encode([1000, ALICE.uid, 0])),
     "promised of the volume": cut(lambda _world: schema.usage_key(1, None, schema.PROMISED)),
     "promised of nobody": put(lambda _world: schema.usage_key(1, 424242, schema.PROMISED), encode(Usage(5))),
+    "answer of no session": put(lambda _world: schema.reply_key("0" * 32, 7), encode([[]])),
+    "count of no session": put(lambda _world: schema.BELOW + b"0" * 32, schema.pack64(5)),
     "garbage that lives": put(lambda world: schema.GARBAGE + schema.pack64(ino(world, "a/f")), encode(["n1"])),
     "usage of the volume": put(lambda _world: schema.usage_key(1, None), encode(Usage(1, 1))),
     "usage of an owner": cut(lambda _world: schema.usage_key(1, ALICE.uid)),

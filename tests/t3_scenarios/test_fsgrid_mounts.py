@@ -498,3 +498,48 @@ def test_a_command_is_given_the_mounts_and_its_exit_code_is_the_answer(grid, cap
     assert carry_out(grid, ["sh", "-c", "echo made > {1}/by-command && grep -q made {2}/by-command && exit 3"]) == 3
     assert "mrc: " in capfd.readouterr().err
     assert carry_out(grid, ["rm", "{2}/by-command"]) == 0
+
+
+def test_changes_of_names_are_done_once_while_the_mrc_is_killed_again_and_again(background):
+    code = """
+made, folder = [], a[0]
+try:
+    for number in range(10**6):
+        path = f"{folder}/f{number}"
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        os.write(fd, b"%d" % number)
+        os.close(fd)
+        os.chmod(path, 0o640)
+        os.mkdir(f"{folder}/d{number}")
+        os.rename(path, f"{folder}/d{number}/g")
+        os.link(f"{folder}/d{number}/g", f"{folder}/l{number}")
+        os.symlink("g", f"{folder}/d{number}/s")
+        os.setxattr(f"{folder}/l{number}", "user.n", b"%d" % number, os.XATTR_CREATE)
+        if number % 2:
+            os.unlink(f"{folder}/l{number}")
+            os.unlink(f"{folder}/d{number}/s")
+            os.unlink(f"{folder}/d{number}/g")
+            os.rmdir(f"{folder}/d{number}")
+        print(number, flush=True)
+except OSError as error:
+    print("failed", number, error, flush=True)
+"""
+    with FsGrid(mounts=2) as grid:
+        one, two = grid.paths
+        (one / "w").mkdir()
+        running = background(code, one / "w")
+        lines = []
+        for _life in range(3):
+            lines += [running.stdout.readline() for _ in range(12)]
+            grid.mrc.kill()
+            grid.mrc.start()
+        running.terminate()
+        lines += running.stdout.readlines()
+        assert not [line for line in lines if "failed" in line]
+        last = int(lines[-1])
+        listed = set(os.listdir(two / "w"))
+        assert {f"{kind}{number}" for number in range(0, last + 1, 2) for kind in "dl"} <= listed
+        assert len(listed) <= last + 2 + 3, "what was removed stays removed"
+        for number in range(0, last, 10):
+            assert (two / "w" / f"d{number}" / "g").read_bytes() == b"%d" % number
+            assert (two / "w" / f"l{number}").stat().st_nlink == 2

@@ -14,10 +14,10 @@ from xtreemos.fabric import rpc
 from xtreemos.foundation.files import write_atomically
 from xtreemos.xtreemfs import protocol
 from xtreemos.xtreemfs.capability import Verifier, check_rights
-from xtreemos.xtreemfs.errors import FsError, TicketRefused
+from xtreemos.xtreemfs.errors import FsError, TicketRefused, errno_of
 from xtreemos.xtreemfs.lease import model as lease_model
 from xtreemos.xtreemfs.model import FILE_BYTES_MAX, Principal, VolumeRecord, make_ino, volume_of
-from xtreemos.xtreemfs.mrc import opening
+from xtreemos.xtreemfs.mrc import opening, replies
 from xtreemos.xtreemfs.ticket import Holder
 
 
@@ -641,6 +641,72 @@ def test_groups_are_what_the_registry_says_at_each_request(tmp_path):
     run(tmp_path, work)
 
 
+# -- changes that are sent again ----------------------------------------------------------------------------------------------
+
+
+def changes(who, root, ino):
+    """(method, message, answer) of every kind of change, each of which would fail if it were done a second time."""
+    now = time.time_ns()
+    return [
+        ("mrc.create", protocol.Create(who, root, b"new", FILE | 0o644, 0, now), protocol.Made),
+        ("mrc.create", protocol.Create(who, root, b"dir", DIR | 0o755, 0, now), protocol.Made),
+        ("mrc.link", protocol.Link(who, ino, root, b"other", now), protocol.Made),
+        ("mrc.rename", protocol.Rename(who, root, b"other", root, b"moved", 1, now), protocol.Renamed),
+        ("mrc.rename", protocol.Rename(who, root, b"new", root, b"moved", 2, now), protocol.Renamed),
+        ("mrc.unlink", protocol.Unlink(who, root, b"moved", now), protocol.Gone),
+        ("mrc.unlink", protocol.Unlink(who, root, b"dir", now, True), protocol.Gone),
+        ("mrc.setattr", protocol.SetAttr(who, ino, now, mode=0o600), protocol.Grant),
+        ("mrc.setxattr", protocol.SetXattr(who, ino, b"user.x", b"1", 1, now), protocol.Grant),
+        ("mrc.removexattr", protocol.RemoveXattr(who, ino, b"user.x", now), protocol.Grant),
+    ]
+
+
+def told(answer):
+    """The attributes in an answer, without what is held: that may be another thing when it is given again."""
+    entry = getattr(answer, "entry", None)
+    parts = (
+        [entry.attr, answer.dir_attr]
+        if entry is not None
+        else [getattr(answer, name, None) for name in ("attr", "dir_attr", "replaced")]
+    )
+    return [attr for attr in parts if attr is not None]
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["the connection breaks", "the server is killed"])
+def test_a_change_that_is_sent_again_is_answered_again_and_done_once(tmp_path, restarts):
+    async def work(grid):
+        a, root = await world(grid)
+        ino = (await a.create(root, "f")).entry.attr.ino
+        count = len(changes(a.who, root, ino))
+        for number in range(1, count + 1):
+            life = a.welcome.life
+            assert life
+            method, message, kind = changes(a.who, root, ino)[number - 1]
+            first = await a.call(method, message, kind, protocol.Once(life, number, number))
+            seq = grid.server.store.seq
+            a.cut()
+            if restarts:
+                await grid.kill()
+                await grid.start()
+                assert grid.server.store.seq >= seq, "an answer was told that was not on the disk"
+            a = await grid.again(a)
+            method, message, kind = changes(a.who, root, ino)[number - 1]
+            again = await a.call(method, message, kind, protocol.Once(a.welcome.life, number, number))
+            assert a.welcome.life == life
+            assert told(again) == told(first)
+            twice = await asyncio.gather(
+                *(a.call(method, message, kind, protocol.Once(life, number, number)) for _time in range(3))
+            )
+            assert [told(answer) for answer in twice] == [told(first)] * 3
+            found = getattr(again, "entry", again)
+            assert not getattr(found, "cache", False) or not getattr(found, "level", 0), "an old answer is not kept"
+        listing = await a.call("mrc.readdir", protocol.ReadDir(a.who, root, 0, 100), protocol.Listing)
+        assert sorted(row.name for row in listing.entries) == [b"f", b"new"]
+        assert len(list(grid.server.core.state.kv.scan(b"a", b"b", 100))) == 1, "what was heard is not kept"
+
+    run(tmp_path, work)
+
+
 def test_only_members_and_administrators_make_a_groups_volume(tmp_path):
     async def work(grid):
         (grid.folder / "dir" / "members.json").write_text('{"root": ["admin"], "alice": ["member"]}')
@@ -656,5 +722,61 @@ def test_only_members_and_administrators_make_a_groups_volume(tmp_path):
         assert "alice is not in group students" in grid.audited()
         assert (await make(b, "one")).owner == "bob"
         assert (await make(r, "two")).owner == "root"
+
+    run(tmp_path, work)
+
+
+def test_a_change_of_an_ended_session_is_refused_and_not_done(tmp_path):
+    async def work(grid):
+        a, root = await world(grid)
+        once = protocol.Once(a.welcome.life, 1, 1)
+        await a.call("mrc.create", protocol.Create(a.who, root, b"one", FILE | 0o644, 0, 5), protocol.Made, once)
+        await a.unlink(root, "one")
+        await a.call("mrc.bye", protocol.Bye(a.id))
+        a = await grid.again(a)
+        assert a.welcome.life > once.life
+        for straggler in (once, protocol.Once(once.life, 2, 1)):
+            with pytest.raises(RemoteError) as caught:
+                await a.call("mrc.create", protocol.Create(a.who, root, b"one", FILE | 0o644, 0, 5), protocol.Made, straggler)
+            assert (caught.value.code, errno_of(caught.value)) == ("fs-change-unknown", errno.EIO)
+        assert (await a.lookup(root, "one")).entry is None
+        await a.call(
+            "mrc.create", protocol.Create(a.who, root, b"b", DIR | 0o755, 0, 5), protocol.Made, protocol.Once(a.welcome.life, 5, 4)
+        )
+        with pytest.raises(RemoteError):
+            await a.call(
+                "mrc.create",
+                protocol.Create(a.who, root, b"c", DIR | 0o755, 0, 5),
+                protocol.Made,
+                protocol.Once(a.welcome.life, 3, 3),
+            )
+        far = protocol.Once(a.welcome.life, 5 + replies.CHANGES_MAX, 5)
+        with pytest.raises(FsError, match="under way"):
+            await a.call("mrc.create", protocol.Create(a.who, root, b"c", DIR | 0o755, 0, 5), protocol.Made, far)
+        await a.call("mrc.bye", protocol.Bye(a.id))
+        assert not grid.server.core.state.kv.scan(b"a", b"c", 10), "nothing is kept of a session that is over"
+
+    run(tmp_path, work)
+
+
+def test_a_file_without_a_name_lives_until_its_lost_answer_is_asked_for_again(tmp_path):
+    async def work(grid):
+        a, root = await world(grid)
+        once = protocol.Once(a.welcome.life, 1, 1)
+        message = protocol.Create(a.who, root, b"", FILE | 0o600, 0, 5, anonymous=True)
+        made = await a.call("mrc.create", message, protocol.Made, once)
+        a.cut()
+        await grid.kill()
+        await grid.start()
+        a = await grid.again(a)
+        message = protocol.Create(a.who, root, b"", FILE | 0o600, 0, 5, anonymous=True)
+        again = await a.call("mrc.create", message, protocol.Made, once)
+        ino = again.entry.attr.ino
+        assert ino == made.entry.attr.ino
+        await until(lambda: not grid.server.leasing.table.in_grace)
+        grid.server.worker._free_unused()
+        assert (await a.acquire(ino, mode="")).level == 2
+        await a.call("mrc.link", protocol.Link(a.who, ino, root, b"named", 5), protocol.Made)
+        assert (await a.lookup(root, "named")).entry.attr.ino == ino
 
     run(tmp_path, work)

@@ -32,6 +32,18 @@ class Who(Message, frozen=True, array_like=True):
 # ---------------------------------------------------------------------------------------------------- sessions and leases
 
 
+class Once(Message, frozen=True, array_like=True):
+    """Goes beside the message of a change (see `calls`): it may be sent again when its answer was lost, and has effect once.
+
+    Numbers of one session grow by one; all below `below` were answered or given up, so their answers need not be kept any longer.
+    """
+
+    life: int
+    """`Welcome.life` of the session when it was sent first."""
+    number: int
+    below: int
+
+
 class OpenSession(Message, frozen=True, array_like=True):
     """`mrc.session`, a call that stays open: results come as EVENTs (`Welcome`, then `Recall`s), ERROR ends the session.
 
@@ -69,6 +81,8 @@ class Welcome(Message, frozen=True, array_like=True, tag="welcome"):
     """Inodes of `held` that were given to others meanwhile: unwritten data of these is void (EIO)."""
     lost_locks: tuple[LockRow, ...] = ()
     """Locks of `locks` that others have now: their owners must not go on as if they had them (EIO)."""
+    life: int = 0
+    """Goes into `Once`: another one means that the MRC has forgotten the session in between, and what it had answered."""
 
 
 class Recall(Message, frozen=True, array_like=True, tag="recall"):

@@ -129,7 +129,7 @@ class AttrOps(FileOps):
         atime, mtime = _given(q.atime_ns, now=q.atime_now), _given(q.mtime_ns, now=q.mtime_now)
         flags = (ATIME_NOW if q.atime_now else 0) | (MTIME_NOW if q.mtime_now else 0)
         asked_at = client.coherence.count
-        grant = await session.call(
+        grant = await session.change(
             q,
             inode.ino,
             "mrc.setattr",
@@ -146,7 +146,6 @@ class AttrOps(FileOps):
                 epoch=session.holder.epoch(inode.ino),
             ),
             p.Grant,
-            again=True,
         )
         if q.mode is not None or uid >= 0 or gid >= 0:
             inode.changed &= ~Changed.MODE
@@ -258,7 +257,7 @@ class AttrOps(FileOps):
     ) -> None:
         session = self.client.session_of(ino)
         asked_at = self.client.coherence.count
-        grant = await session.call(q, ino, method, make, p.Grant)
+        grant = await session.change(q, ino, method, make, p.Grant)
         inode = self.client.take(session, grant, asked_at)
         inode.xattrs.pop(name, None)
         inode.xattr_names = None

@@ -11,7 +11,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -19,6 +19,7 @@ from xtreemos.errors import RemoteError, Unreachable, XosError
 from xtreemos.fabric.rpc import ClientCall, NoConnection, Peer
 from xtreemos.foundation.frames import Kind
 from xtreemos.xtreemfs import calls
+from xtreemos.xtreemfs.client.changes import Change
 from xtreemos.xtreemfs.errors import ActorUnknown, errno_of
 from xtreemos.xtreemfs.fuse.errors import FuseError
 
@@ -34,6 +35,12 @@ GRACE_S = 1.0  # for the answer of a call whose caller had a signal
 AGAIN_S = 0.25  # between tries to connect
 AWAY_S = 0.05  # a call waits only so long for a server that has been away for DEADLINE_S: one read of a program is many calls
 SETTLE_S = 5.0  # one try to connect, with its greeting
+
+
+class Begin(Protocol):
+    """Sends a call on a connection; `uncertain`: it was sent before, and what became of that is not known."""
+
+    def __call__(self, peer: Peer, *, uncertain: bool) -> Awaitable[ClientCall]: ...
 
 
 class Done(NamedTuple):
@@ -84,6 +91,7 @@ class Link:
         *,
         deadline_s: float = DEADLINE_S,
         again: bool = True,
+        change: Change | None = None,
     ) -> M:
         """Make one call.
 
@@ -92,15 +100,16 @@ class Link:
             message: what is asked, or how to make it on a given connection.
             kind: type of the answer; `NONE` if nothing is answered.
             deadline_s: seconds until it fails with ETIMEDOUT.
-            again: ask again if the connection breaks before the answer; only right for what may be done twice.
+            again: ask again if the connection breaks before the answer; only right for what may be done twice, or
+            change: whose number lets the server do it once.
 
         Raises:
             FuseError: the server's errno; ETIMEDOUT, no answer in time; EIO, the connection broke and it is not known what happened.
         """
 
-        async def begin(peer: Peer) -> ClientCall:
+        async def begin(peer: Peer, *, uncertain: bool) -> ClientCall:
             made = message if isinstance(message, msgspec.Struct) else await message(peer)
-            return peer.open(method, calls.params(made))
+            return peer.open(method, calls.params(made, change.once(uncertain=uncertain) if change is not None else None))
 
         done = await self._made(method, begin, deadline_s=deadline_s, again=again)
         return calls.answer_of(done.body, kind)
@@ -108,7 +117,7 @@ class Link:
     async def raw(self, method: str, message: Callable[[], Any], *, tail: Buffer = b"", want_tail: bool = False) -> Done:
         """Make one call that may be made twice, with bytes beside message or answer; `message` is made when it is sent. Raises as `call`."""
 
-        async def begin(peer: Peer) -> ClientCall:
+        async def begin(peer: Peer, *, uncertain: bool) -> ClientCall:  # noqa: ARG001  # it may be done twice
             params = calls.params(message())
             if want_tail:
                 params["tail"] = True
@@ -116,16 +125,16 @@ class Link:
 
         return await self._made(method, begin, deadline_s=DEADLINE_S, again=True)
 
-    async def _made(self, method: str, begin: Callable[[Peer], Awaitable[ClientCall]], *, deadline_s: float, again: bool) -> Done:
+    async def _made(self, method: str, begin: Begin, *, deadline_s: float, again: bool) -> Done:
         loop = asyncio.get_running_loop()
         end = loop.time() + deadline_s
         self.calls += 1
-        shown = False
+        shown = uncertain = False
         while True:
             peer = self.peer or await self._connected(end)
             call: ClientCall | None = None
             try:
-                call = await begin(peer)
+                call = await begin(peer, uncertain=uncertain)
                 body = await _patient(call.result, end)
                 return Done(body, call.tail, call.fds)
             except RemoteError as error:
@@ -141,6 +150,7 @@ class Link:
                 self._failed(f"{self.label} did not answer {method} within {deadline_s:g} s")
                 raise FuseError(errno.ETIMEDOUT) from None
             except Unreachable as error:
+                uncertain |= not isinstance(error, NoConnection)
                 if (again or isinstance(error, NoConnection)) and loop.time() < end:
                     continue
                 self._failed(f"{self.label} went away during {method}; it is not known whether it was done")

@@ -149,7 +149,7 @@ class NameOps(Base):
         session, folder_ino = self.changing(q.nodeid)
         asked_at = self.client.coherence.count
         now = time.time_ns()
-        made = await session.call(
+        made = await session.change(
             q,
             folder_ino,
             "mrc.create",
@@ -199,7 +199,7 @@ class NameOps(Base):
     async def _link_later(self, session: Session, folder_ino: int, ino: int, q: m.Link) -> m.Entry:
         asked_at = self.client.coherence.count
         now = time.time_ns()
-        made = await session.call(q, folder_ino, "mrc.link", lambda who: p.Link(who, ino, folder_ino, q.name, now), p.Made)
+        made = await session.change(q, folder_ino, "mrc.link", lambda who: p.Link(who, ino, folder_ino, q.name, now), p.Made)
         return self.made(session, made, q.name, asked_at)
 
     # ---------------------------------------------------------------------------------------------------------- removing
@@ -216,7 +216,9 @@ class NameOps(Base):
         session, folder_ino = self.changing(q.nodeid)
         asked_at = self.client.coherence.count
         now = time.time_ns()
-        gone = await session.call(q, folder_ino, "mrc.unlink", lambda who: p.Unlink(who, folder_ino, name, now, directory), p.Gone)
+        gone = await session.change(
+            q, folder_ino, "mrc.unlink", lambda who: p.Unlink(who, folder_ino, name, now, directory), p.Gone
+        )
         folder = self.take_folder(session, gone.dir_attr, asked_at, cache=gone.dir_cache)
         self.name_changed(session, folder, name, 0, asked_at)
         self.lost_name(session, gone.attr.ino, gone, asked_at)
@@ -245,7 +247,7 @@ class NameOps(Base):
     async def _rename_later(self, session: Session, folder_ino: int, new_ino: int, q: m.Rename) -> None:
         asked_at = self.client.coherence.count
         now = time.time_ns()
-        done = await session.call(
+        done = await session.change(
             q,
             folder_ino,
             "mrc.rename",

@@ -155,7 +155,7 @@ class OpenOps(NameOps):
         mode = stat.S_IFREG | q.mode & 0o7777
         exclusive = bool(q.flags & os.O_EXCL) or anonymous
         name = b"" if anonymous else q.name
-        made = await session.call(
+        made = await session.change(
             q,
             folder_ino,
             "mrc.create",
@@ -166,6 +166,8 @@ class OpenOps(NameOps):
         )
         if anonymous:
             inode = client.take(session, made.entry, asked_at)
+            if not made.entry.capability:
+                inode = await self.acquire(session, inode.ino, q, Level.WRITE, "")
             client.data_of(inode)
             return m.Created(client.entry(session, inode), self._opened(session, inode, q.flags))
         entry = self.made(session, made, q.name, asked_at)
@@ -178,6 +180,8 @@ class OpenOps(NameOps):
             inode = await self.acquire(session, inode.ino, q, level, wanted)
             if q.flags & os.O_TRUNC:
                 await self.truncate(session, inode, 0, q, kill_suid=bool(q.open_flags & c.OPEN_KILL_SUIDGID))
+        elif not made.entry.capability:  # the answer is one that was asked for again: the lease is for who asks now
+            inode = await self.acquire(session, inode.ino, q, Level.WRITE, "")
         opened = self._open_as(session, inode, q)
         return m.Created(entry, opened if isinstance(opened, m.Opened) else await opened)
 

@@ -20,6 +20,7 @@ from xtreemos.errors import RemoteError, Unreachable, XosError
 from xtreemos.fabric.rpc import ClientCall, Peer
 from xtreemos.xtreemfs import calls, protocol
 from xtreemos.xtreemfs.client.actors import Actors, Identities, Principals
+from xtreemos.xtreemfs.client.changes import Changes
 from xtreemos.xtreemfs.client.coherent import Coherent, Op, granted, held_row, is_session_over, now_s
 from xtreemos.xtreemfs.client.links import DEADLINE_S, Link, events, patient
 from xtreemos.xtreemfs.errors import ActorUnknown, errno_of
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 M = TypeVar("M")
 
+CHANGES_MAX = 8_192  # numbers from the oldest change under way on; the MRC refuses more than twice that
 RENEW_ANSWER_S = 5.0  # a connection on which a renewal is not answered for so long is given up
 
 
@@ -59,6 +61,8 @@ class Session:
         self.link.forget_actors = self.actors.forget
         self.principals = Principals(identities)
         self.holder = Holder(now_s())
+        self._changes = Changes()
+        self._change_over: asyncio.Future[None] | None = None
         self.token = b""
         self.ops: dict[int, Op] = {}
         self.waiting: dict[int, dict[int, Op]] = {}
@@ -167,6 +171,29 @@ class Session:
             return make(await self.who(peer, request, ino))
 
         return await self.link.call(method, message, kind, again=again, deadline_s=deadline_s)
+
+    async def change(
+        self, request: Request | None, ino: int, method: str, make: Callable[[protocol.Who], msgspec.Struct], kind: type[M]
+    ) -> M:
+        """As `call`, for what must be done once: sent again, with its number, until it is answered.
+
+        FuseError: the errno of the refusal; ETIMEDOUT, no answer in time; EIO, our session ended meanwhile. After both it may have been done.
+        """
+        while self._changes.span >= CHANGES_MAX:
+            self._change_over = self._change_over or asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._change_over)
+        change = self._changes.begin()
+        try:
+
+            async def message(peer: Peer) -> msgspec.Struct:
+                return make(await self.who(peer, request, ino))
+
+            return await self.link.call(method, message, kind, change=change)
+        finally:
+            self._changes.end(change)
+            if self._change_over is not None:
+                self._change_over.set_result(None)
+                self._change_over = None
 
     async def who(self, peer: Peer, request: Request | None, ino: int) -> protocol.Who:
         """Return on whose behalf."""
@@ -446,6 +473,7 @@ class Session:
             raise
         self.token = calls.answer_of(renewed, protocol.Renewed).token
         self._call = call
+        self._changes.life = welcome.life
         self._former, self._anew = (), False
         self._coherent.opened(self, welcome)
         self.feed(h.Opened(sent, welcome.lost))

@@ -157,7 +157,7 @@ class Table(Queues):
                 self._evict(session, ino)
         lost = self._reclaim(session, event.held, back=back)
         self._wake_s = min(self._wake_s, session.expires_s)
-        self._out.append(Opened(event.client, new, lost))
+        self._out.append(Opened(event.client, new or event.anew, lost))
         self._pump(touched)
         self._grace_may_end()
 

@@ -186,7 +186,7 @@ class SendRecall(Effect, frozen=True):
 
 
 class Opened(Effect, frozen=True):
-    """Answer Open; a `new` client's id is made durable first (also of one that had lapsed). `lost`: claimed, but given to others meanwhile."""
+    """Answer Open; a `new` client's id is made durable first (also of one that had lapsed, or is another process now). `lost`: claimed, but given to others meanwhile."""
 
     client: str
     new: bool

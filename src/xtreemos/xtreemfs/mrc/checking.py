@@ -18,6 +18,7 @@ from xtreemos.xtreemfs.model import NUMBER_BITS, VolumeRecord, make_ino
 from xtreemos.xtreemfs.mrc import schema
 from xtreemos.xtreemfs.mrc.kv import Kv
 from xtreemos.xtreemfs.mrc.model import (
+    CLIENT_BYTES,
     DIRECTORY_BYTES,
     FIRST_COOKIE,
     HAS_XATTRS,
@@ -333,6 +334,10 @@ def _attachments(seen: Picture, state: State, going: set[int]) -> Iterator[Probl
             elif table == schema.XATTR and not inode.flags & HAS_XATTRS:
                 inode.flags |= HAS_XATTRS
                 yield Problem(f"inode {ino:x} does not know of its xattrs", _save(inode))
+    for table, what in ((schema.REPLY, "an answer"), (schema.BELOW, "the count of answers")):
+        for key, _value in _rows(state, table):
+            if state.session(key[1 : 1 + CLIENT_BYTES].decode("ascii", "replace")) is None:
+                yield Problem(f"{what} is kept for a session that is over", _delete(key))
     for key, _value in _rows(state, schema.GARBAGE):
         if schema.ino_of(key) in seen.inodes:
             yield Problem(f"inode {schema.ino_of(key):x} is to be deleted on its OSDs, and lives", _delete(key))

@@ -229,9 +229,23 @@ class Promise(Command, frozen=True, array_like=True, tag=22):
     end: int = 0
 
 
+Changing = Create | Link | Unlink | Rename | SetAttr | SetXattr | RemoveXattr
+"""What a program waits for and a client may send again when the answer was lost."""
+
+
+class Once(Command, frozen=True, array_like=True, tag=23):
+    """Do a change, and keep what it answers until the session says (`below`) that it has heard. Refused if it was done (`replies`)."""
+
+    session: str
+    life: int
+    number: int
+    below: int
+    change: Changing
+
+
 AnyCommand = (
     Create | Link | Unlink | Rename | SetAttr | Update | SetXattr | RemoveXattr | Free | Writer | WritersDone | OpenSession | CloseSession
-    | Epochs | Principals | MakeVolume | VolumeTold | RemoveVolume | Purge | Deleted | SetQuota | Promise
+    | Epochs | Principals | MakeVolume | VolumeTold | RemoveVolume | Purge | Deleted | SetQuota | Promise | Once
 )  # fmt: skip
 
 encode = msgspec.msgpack.Encoder().encode

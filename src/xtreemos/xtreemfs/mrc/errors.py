@@ -29,6 +29,17 @@ class FolderInUse(XosError):
     code = "mrc-folder-in-use"
 
 
+class ChangeUnknown(XosError):
+    """The answer to this change was lost and is not kept any more: the client's session has ended in between. It may have been done.
+
+    It is not done a second time; the program is told EIO. Look what is there before doing it again.
+    """
+
+    fault = "environment"
+    definite = False
+    code = "fs-change-unknown"
+
+
 class SessionOver(XosError):
     """The client's session has expired or was never opened on this connection: it must open it again. Nothing was done."""
 

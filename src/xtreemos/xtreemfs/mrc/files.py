@@ -6,6 +6,7 @@ import errno
 import itertools
 import stat
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from xtreemos.fabric.rpc import Handler, ServerCall
@@ -15,10 +16,10 @@ from xtreemos.xtreemfs.directory import State
 from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.lease import table_model as table
 from xtreemos.xtreemfs.lease.model import Give, How, Need
-from xtreemos.xtreemfs.model import Layout, Level, OsdRecord, volume_of
+from xtreemos.xtreemfs.model import Attr, Layout, Level, OsdRecord, volume_of
 from xtreemos.xtreemfs.mrc import commands as do
 from xtreemos.xtreemfs.mrc import placing, views
-from xtreemos.xtreemfs.mrc.model import READ, WRITE, Cred, Inode, Name
+from xtreemos.xtreemfs.mrc.model import READ, WRITE, Cred, Inode, Name, Reply
 from xtreemos.xtreemfs.mrc.namespace import EXCHANGE, Moved
 from xtreemos.xtreemfs.mrc.outbox import Allowed, Plan
 from xtreemos.xtreemfs.mrc.serving import Core
@@ -161,9 +162,16 @@ class Files:
         """Any kind of inode; a regular file comes with WRITE, others with READ."""
         core = self._core
         m, client = core.opened(call, p.Create)
-        cred, node = core.cred(call, m.who, m.dir), core.node_of(call)
+        cred, node, once = core.cred(call, m.who, m.dir), core.node_of(call), calls.once_of(call.params)
         is_file = stat.S_ISREG(m.mode)
-        layout = self._layout(volume_of(m.dir), m.near or node) if is_file else None
+
+        def again(said: Reply) -> Plan:
+            attr, folder = said.attrs
+            if is_file:
+                core.allow(client, attr.ino, READ | WRITE)
+            made = p.Made(self._was(client, attr, m.link), folder, False, False)
+            open_here = (table.Release(client, attr.ino, Level.NONE, pin=True),) if m.anonymous else ()
+            return Plan((), lambda _given: made, open_here)
 
         there = False
 
@@ -180,8 +188,11 @@ class Files:
                 found = self._found(client, cred, m)
                 if found is not None:
                     return found
+            layout = self._layout(volume_of(m.dir), m.near or node) if is_file else None
             epoch, now_ns = core.leasing.new_epoch() if is_file else 0, core.now_ns(m.now_ns)
-            made = core.execute(
+            made = core.change(
+                client,
+                once,
                 do.Create(
                     cred, m.dir, m.name, m.mode, m.umask, now_ns, m.rdev, m.link, layout, client, epoch, m.anonymous, is_file
                 ),
@@ -202,7 +213,29 @@ class Files:
 
             return Plan((give, Give(m.dir)), finish, (table.Orphan(ino),) if m.anonymous else ())
 
-        return await core.leasing.ask(client, needs, execute)  # type: ignore[no-any-return]
+        return await self._change(client, once, needs, execute, again)  # type: ignore[no-any-return]
+
+    def _change(
+        self,
+        client: str,
+        once: p.Once | None,
+        needs: Callable[[], tuple[Need, ...]],
+        execute: Callable[[Allowed], Plan],
+        again: Callable[[Reply], Plan],
+    ) -> Awaitable[Any]:
+        """Do a change, or give its answer `again` if it was done: now, or by the time its turn comes (the same was sent twice)."""
+        core = self._core
+
+        def do_once(allowed: Allowed) -> Plan:
+            said = core.answered(client, once)
+            return execute(allowed) if said is None else again(said)
+
+        return core.leasing.ask(client, needs if core.answered(client, once) is None else tuple, do_once)
+
+    def _was(self, client: str, attr: Attr, link: bytes = b"") -> p.Grant:
+        """Return what is told again of an inode: attributes of then, not to be kept, and what the client holds now."""
+        held = self._core.leasing.table.held(client, attr.ino)
+        return p.Grant(attr, int(held.level), held.epoch, b"", None, link, False, False, int(held.shared))
 
     def _found(self, client: str, cred: Cred, m: p.Create) -> Plan | None:
         """Answer of a create that opens what is there."""
@@ -234,10 +267,10 @@ class Files:
         """One more name."""
         core = self._core
         m, client = core.opened(call, p.Link)
-        cred = core.cred(call, m.who, m.dir)
+        cred, once = core.cred(call, m.who, m.dir), calls.once_of(call.params)
 
         def execute(_allowed: Allowed) -> Plan:
-            made = core.execute(do.Link(cred, m.ino, m.dir, m.name, core.now_ns(m.now_ns)), volume_of(m.dir))
+            made = core.change(client, once, do.Link(cred, m.ino, m.dir, m.name, core.now_ns(m.now_ns)), volume_of(m.dir))
 
             def finish(given: Any) -> p.Made:
                 grant = _named(core.grant(made.inode, given[0]), given[1].level > 0)
@@ -245,14 +278,18 @@ class Files:
 
             return Plan((Give(m.ino), Give(m.dir)), finish)
 
+        def again(said: Reply) -> Plan:
+            attr, folder = said.attrs
+            return Plan((), lambda _given: p.Made(self._was(client, attr), folder, False, False))
+
         needs = (Need(m.dir, How.NAMES, (m.name,)), Need(m.ino, How.ALONE))
-        return await core.leasing.ask(client, lambda: needs, execute)  # type: ignore[no-any-return]
+        return await self._change(client, once, lambda: needs, execute, again)  # type: ignore[no-any-return]
 
     async def unlink(self, call: ServerCall) -> p.Gone:
         """Unlink or rmdir."""
         core = self._core
         m, client = core.opened(call, p.Unlink)
-        cred = core.cred(call, m.who, m.dir)
+        cred, once = core.cred(call, m.who, m.dir), calls.once_of(call.params)
         seen, full = 0, False
 
         def needs() -> tuple[Need, ...]:
@@ -269,17 +306,22 @@ class Files:
             if (found is not None and found.ino != seen) or full != self._is_full(seen):
                 raise Moved
             keep = bool(seen) and core.leasing.table.in_use(seen)
-            gone = core.execute(do.Unlink(cred, m.dir, m.name, core.now_ns(m.now_ns), m.directory, seen, keep), volume_of(m.dir))
+            command = do.Unlink(cred, m.dir, m.name, core.now_ns(m.now_ns), m.directory, seen, keep)
+            gone = core.change(client, once, command, volume_of(m.dir))
             after = (table.Orphan(seen),) if keep and gone.inode.nlink == 0 else ()
             return Plan((Give(m.dir),), lambda given: p.Gone(gone.inode.attr(), gone.folder.attr(), given[0].cache), after)
 
-        return await core.leasing.ask(client, needs, execute)  # type: ignore[no-any-return]
+        def again(said: Reply) -> Plan:
+            attr, folder = said.attrs
+            return Plan((), lambda _given: p.Gone(attr, folder, False))
+
+        return await self._change(client, once, needs, execute, again)  # type: ignore[no-any-return]
 
     async def rename(self, call: ServerCall) -> p.Renamed:
         """As renameat2."""
         core = self._core
         m, client = core.opened(call, p.Rename)
-        cred = core.cred(call, m.who, m.dir)
+        cred, once = core.cred(call, m.who, m.dir), calls.once_of(call.params)
         seen = other = 0
         full = False
 
@@ -303,10 +345,9 @@ class Files:
             if look() != (seen, other) or full != (not m.flags & EXCHANGE and self._is_full(other)):
                 raise Moved
             keep = bool(other) and core.leasing.table.in_use(other)
-            done = core.execute(
-                do.Rename(cred, m.dir, m.name, m.new_dir, m.new_name, m.flags, core.now_ns(m.now_ns), seen, other, keep),
-                volume_of(m.dir),
-            )
+            now_ns = core.now_ns(m.now_ns)
+            command = do.Rename(cred, m.dir, m.name, m.new_dir, m.new_name, m.flags, now_ns, seen, other, keep)
+            done = core.change(client, once, command, volume_of(m.dir))
             lost = done.replaced
             after = (table.Orphan(other),) if keep and lost is not None and lost.nlink == 0 else ()
 
@@ -317,7 +358,11 @@ class Files:
 
             return Plan((Give(m.dir), Give(m.new_dir)), finish, after)
 
-        return await core.leasing.ask(client, needs, execute)  # type: ignore[no-any-return]
+        def again(said: Reply) -> Plan:
+            attr, folder, new_folder, *replaced = said.attrs
+            return Plan((), lambda _given: p.Renamed(attr, folder, new_folder, replaced[0] if replaced else None, False))
+
+        return await self._change(client, once, needs, execute, again)  # type: ignore[no-any-return]
 
     def _is_full(self, ino: int) -> bool:
         """Whether this is a directory that cannot be removed because it is not empty. 0: no inode."""
@@ -334,7 +379,7 @@ class Files:
         """A new size is taken only from who holds WRITE (or writes shared): it is who cuts the columns on the OSDs."""
         core = self._core
         m, client = core.opened(call, p.SetAttr)
-        cred = core.cred(call, m.who, m.ino)
+        cred, once = core.cred(call, m.who, m.ino), calls.once_of(call.params)
         if m.size >= 0:
             await core.make_room(m.ino, m.size)
 
@@ -343,13 +388,9 @@ class Files:
             writes = Level.WRITE in (held.level, held.shared) and held.epoch == m.epoch
             if m.size >= 0 and not writes and core.state.inode(m.ino).is_file:
                 raise FsError(errno.ESTALE, "the size of a file is set by who holds its WRITE lease", "acquire it first")
-            inode = core.execute(
-                do.SetAttr(
-                    cred, m.ino, core.now_ns(m.now_ns), m.mode, m.uid, m.gid, m.size, m.atime_ns, m.mtime_ns, m.times_now, writes
-                ),
-                volume_of(m.ino),
-            )
-            return self._changed(inode)
+            now_ns = core.now_ns(m.now_ns)
+            command = do.SetAttr(cred, m.ino, now_ns, m.mode, m.uid, m.gid, m.size, m.atime_ns, m.mtime_ns, m.times_now, writes)
+            return self._changed(core.change(client, once, command, volume_of(m.ino)))
 
         def needs() -> tuple[Need, ...]:
             # With its mode a directory's ACL changes, which is read as an xattr; of these no answer says "do not keep".
@@ -357,12 +398,20 @@ class Files:
             return (Need(m.ino, How.ALONE) if has_acl else self._for_attributes(m.ino),)
 
         try:
-            return await core.leasing.ask(client, needs, execute)  # type: ignore[no-any-return]
+            return await self._change_inode(client, once, needs, execute)
         except FsError as error:
             if error.errno != errno.EDQUOT or core.state.find_promise(m.ino) is None:
                 raise
         await core.withdraw((m.ino,))  # a new owner may have room for the file, but not for what its writers were promised
-        return await core.leasing.ask(client, needs, execute)  # type: ignore[no-any-return]
+        return await self._change_inode(client, once, needs, execute)
+
+    async def _change_inode(
+        self, client: str, once: p.Once | None, needs: Callable[[], tuple[Need, ...]], execute: Callable[[Allowed], Plan]
+    ) -> p.Grant:
+        def again(said: Reply) -> Plan:
+            return Plan((), lambda _given: self._was(client, said.attrs[0]))
+
+        return await self._change(client, once, needs, execute, again)  # type: ignore[no-any-return]
 
     def _changed(self, inode: Inode) -> Plan:
         return Plan((Give(inode.ino),), lambda given: self._core.grant(inode, given[0]))
@@ -371,25 +420,25 @@ class Files:
         """Xattrs and ACLs."""
         core = self._core
         m, client = core.opened(call, p.SetXattr)
-        cred = core.cred(call, m.who, m.ino)
+        cred, once = core.cred(call, m.who, m.ino), calls.once_of(call.params)
 
         def execute(_allowed: Allowed) -> Plan:
             command = do.SetXattr(cred, m.ino, m.name, m.value, m.flags, core.now_ns(m.now_ns))
-            return self._changed(core.execute(command, volume_of(m.ino)))
+            return self._changed(core.change(client, once, command, volume_of(m.ino)))
 
-        return await core.leasing.ask(client, lambda: (Need(m.ino, How.ALONE),), execute)  # type: ignore[no-any-return]
+        return await self._change_inode(client, once, lambda: (Need(m.ino, How.ALONE),), execute)
 
     async def removexattr(self, call: ServerCall) -> p.Grant:
         """Xattrs and ACLs."""
         core = self._core
         m, client = core.opened(call, p.RemoveXattr)
-        cred = core.cred(call, m.who, m.ino)
+        cred, once = core.cred(call, m.who, m.ino), calls.once_of(call.params)
 
         def execute(_allowed: Allowed) -> Plan:
             command = do.RemoveXattr(cred, m.ino, m.name, core.now_ns(m.now_ns))
-            return self._changed(core.execute(command, volume_of(m.ino)))
+            return self._changed(core.change(client, once, command, volume_of(m.ino)))
 
-        return await core.leasing.ask(client, lambda: (Need(m.ino, How.ALONE),), execute)  # type: ignore[no-any-return]
+        return await self._change_inode(client, once, lambda: (Need(m.ino, How.ALONE),), execute)
 
 
 def _named(grant: p.Grant, named: bool) -> p.Grant:

@@ -24,6 +24,7 @@ RECORD_BYTES_MAX: Final = 1 << 20
 PREFIX: Final = "log."
 MAGIC: Final = b"XOSMRCL1"
 _HEADER = struct.Struct("<8sQII")
+_ZEROS: Final = bytes(1 << 16)
 _RECORD = struct.Struct("<IIQQ")
 _SUMMED = struct.Struct("<QQ")
 _SEARCH_AHEAD: Final = 1 << 20  # how far beyond a bad record a later one may be numbered
@@ -98,6 +99,14 @@ def _later_witness(data: bytes, at: int, seq: int) -> Record | None:
     return None
 
 
+def _written(data: bytes, at: int) -> int:
+    """Return how many bytes from `at` on there are before the zeros at the end: a segment is mostly such zeros."""
+    end = len(data)
+    while end - at >= len(_ZEROS) and data[end - len(_ZEROS) : end] == _ZEROS:
+        end -= len(_ZEROS)
+    return len(data[at:end].rstrip(b"\0"))
+
+
 def recover(disk: Disk) -> Recovered:
     """Read all segments, check them, and cut a torn tail off (durably).
 
@@ -126,7 +135,7 @@ def _recover_segment(disk: Disk, name: str, found: Recovered, *, last: bool) -> 
         found.records.append(record)
         at += _RECORD.size + len(record.payload)
         seq += 1
-    rest = len(data[at:].rstrip(b"\0"))
+    rest = _written(data, at)
     if not rest:
         return
     witness = _later_witness(data, at, seq)
@@ -153,7 +162,7 @@ def salvage(disk: Disk) -> Torn | None:
             found.records.append(record)
             at += _RECORD.size + len(record.payload)
             seq += 1
-        rest = len(data[at:].rstrip(b"\0"))
+        rest = _written(data, at)
         if rest or not at:
             for later in names[index + 1 :]:
                 disk.remove(later)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from xtreemos.xtreemfs.mrc import attributes, namespace, quota, schema, volumes
+from xtreemos.xtreemfs.mrc import attributes, namespace, quota, replies, schema, volumes
 from xtreemos.xtreemfs.mrc import commands as do
 from xtreemos.xtreemfs.mrc.kv import Kv, Overlay
 from xtreemos.xtreemfs.mrc.state import Change, State
@@ -51,11 +51,16 @@ def apply(kv: Kv, seq: int, command: do.Command) -> Outcome:
     """Carry out command number `seq` (one more than the last).
 
     Raises:
-        FsError: refused; the store is as it was. Moved: its holders must be asked again (see `namespace`); likewise.
+        FsError, ChangeUnknown: refused; the store is as it was. Moved: its holders must be asked again (see `namespace`); likewise.
     """
     overlay = Overlay(kv)
     state = State(overlay, seq)
-    result = _HANDLERS[type(command)](state, command)
+    if isinstance(command, do.Once):
+        replies.admit(state, command)
+        result = _HANDLERS[type(command.change)](state, command.change)
+        replies.keep(state, command, result)
+    else:
+        result = _HANDLERS[type(command)](state, command)
     overlay.put(schema.SEQ, schema.pack64(seq))
     overlay.flush()
     return Outcome(result, state.changes)

@@ -22,6 +22,7 @@ XATTRS_BYTES_MAX: Final = 1 << 20  # names and values of one inode together
 LIST_BYTES_MAX: Final = 64 * 1024  # names of one inode as listxattr gives them: the kernel takes no more
 GROUPS_MAX: Final = 4096
 PURGE_KEYS: Final = 512  # keys deleted by one purge command: a removed volume never holds up others for long
+CLIENT_BYTES: Final = 32  # of a session id
 VOLUME_NAME: Final = r"[a-z0-9_][a-z0-9._-]{0,62}"
 HOME_PREFIX: Final = "home-"
 
@@ -149,6 +150,14 @@ class Session(msgspec.Struct, frozen=True, array_like=True):
     client: str
     node: str
     opened_at: int
+    life: int = 0
+    """Number of the command that opened it (0: by an older server). A session that is opened anew has another one."""
+
+
+class Reply(msgspec.Struct, frozen=True, array_like=True):
+    """What a change answered that may be sent again: attributes as they were then, in the order of its result."""
+
+    attrs: tuple[Attr, ...]
 
 
 def new_volume_record(*, name: str, number: int, mrc: str, owner: str, kind: str, now_s: int, policy: VolumePolicy) -> VolumeRecord:

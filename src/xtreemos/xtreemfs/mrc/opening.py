@@ -72,7 +72,8 @@ class Opening:
         ended, opened = await core.leasing.attach(call, table.Open(m.client, claims, m.anew))
         try:
             lost_locks = self._lock_rows.pop(m.client, ())
-            call.send_event(p.Welcome(int(LEASE_S * 1000), opened.lost, lost_locks))
+            row = core.state.session(m.client)
+            call.send_event(p.Welcome(int(LEASE_S * 1000), opened.lost, lost_locks, row.life if row is not None else 0))
             await ended
         finally:
             core.leasing.detach(call, m.client)

@@ -23,6 +23,8 @@ that begins with an inode number lists one volume in one range. Values are Messa
 | `n` | kind 1, name | number 4 (raw) | principals by name |
 | `N` | number 4 | kind 1, name (raw) | and back |
 | `s` | session | `Session` | a restarted MRC waits for these |
+| `a` | session 32, number 8 | `Reply` | a change was done, and its answer may have been lost: when it is sent again this is answered |
+| `b` | session 32 | 8 (raw) | the session's changes below this number were answered; they have no rows in `a` and are never done again |
 | `m` | word | raw | `seq`: last command applied (8), `epoch`: epochs below this may have been given (8), `format` |
 """
 
@@ -39,7 +41,7 @@ KEY_BYTES_MAX: Final = 511  # LMDB's
 
 INODE, COLD, NAME, COOKIE, XATTR, ORPHAN, WRITER, GARBAGE = b"i", b"l", b"d", b"c", b"x", b"o", b"w", b"g"
 VOLUME, VOLUME_NAME, COUNTER, USAGE, LIMIT, PRINCIPAL, NUMBER, SESSION = b"v", b"V", b"k", b"u", b"q", b"n", b"N", b"s"
-PROMISE, PROMISED = b"r", b"R"
+PROMISE, PROMISED, REPLY, BELOW = b"r", b"R", b"a", b"b"
 SEQ, EPOCH, FORMAT_KEY = b"mseq", b"mepoch", b"mformat"
 BY_INO: Final = (INODE, COLD, NAME, COOKIE, XATTR, ORPHAN, WRITER, PROMISE)
 """Tables whose key begins with an inode number (garbage not: it outlives its volume)."""
@@ -119,6 +121,11 @@ def xattr_key(ino: int, name: bytes) -> bytes:
 def usage_key(volume: int, owner: int | None, table: bytes = USAGE) -> bytes:
     """Key of usage (or limits) of a volume (`owner` None) or of one owner in it."""
     return table + (_USAGE.pack(volume, b"v", 0) if owner is None else _USAGE.pack(volume, b"u", owner & 0xFFFFFFFF))
+
+
+def reply_key(client: str, number: int) -> bytes:
+    """Key of the answer to a session's change."""
+    return REPLY + client.encode() + _U64.pack(number)
 
 
 def volume_range(table: bytes, volume: int) -> tuple[bytes, bytes]:

@@ -14,17 +14,18 @@ from xtreemos.xtreemfs import calls
 from xtreemos.xtreemfs.capability import Signer
 from xtreemos.xtreemfs.directory import Directory
 from xtreemos.xtreemfs.errors import FsError
+from xtreemos.xtreemfs.lease import table_model as table
 from xtreemos.xtreemfs.lease.model import Given
 from xtreemos.xtreemfs.model import FILE_BYTES_MAX, Capability, Layout, Level, VolumeRecord, volume_of
 from xtreemos.xtreemfs.mrc import commands as do
-from xtreemos.xtreemfs.mrc import quota, schema
+from xtreemos.xtreemfs.mrc import quota, replies, schema
 from xtreemos.xtreemfs.mrc.actors import Actors
 from xtreemos.xtreemfs.mrc.journal import Journal
 from xtreemos.xtreemfs.mrc.leasing import Leasing
 from xtreemos.xtreemfs.mrc.machine import Outcome
-from xtreemos.xtreemfs.mrc.model import READ, WRITE, Cred, Inode, Volume
+from xtreemos.xtreemfs.mrc.model import READ, WRITE, Cred, Inode, Reply, Volume
 from xtreemos.xtreemfs.mrc.state import State
-from xtreemos.xtreemfs.protocol import Grant, Who
+from xtreemos.xtreemfs.protocol import Grant, Once, Who
 
 M = TypeVar("M")
 CAPABILITY_S: Final = 12 * 3600
@@ -120,6 +121,16 @@ class Core:
             self._note(volume, self.journal.store.seq, outcome)
         return outcome.result
 
+    def change(self, client: str, once: Once | None, command: do.Changing, volume: int) -> Any:
+        """Execute a change of a client; with `once` what it answers is kept. Raises as `answered` and `execute`."""
+        if once is None:
+            return self.execute(command, volume)
+        return self.execute(do.Once(client, once.life, once.number, once.below, command), volume)
+
+    def answered(self, client: str, once: Once | None) -> Reply | None:
+        """Return what a change has answered before, None if it was not done. ChangeUnknown: it cannot be known."""
+        return replies.find(self.state, client, once.life, once.number) if once is not None else None
+
     @staticmethod
     def now_ns(told: int) -> int:
         """Return the time to use for what a client says is now."""
@@ -212,8 +223,11 @@ class Core:
         return bool(done)
 
     def free(self, inos: tuple[int, ...]) -> None:
-        """Delete those of these inodes that have no name: nobody has them open."""
-        self.execute(do.Free(inos))
+        """Delete those of these inodes that have no name, and that nobody has open (by an answer that was asked for again)."""
+        used = [ino for ino in inos if self.leasing.table.in_use(ino)]
+        self.execute(do.Free(tuple(ino for ino in inos if ino not in used)))
+        for ino in used:
+            self.leasing.feed(table.Orphan(ino))
         if self._freed is not None and not self._freed.done():
             self._freed.set_result(None)
 

@@ -16,7 +16,7 @@ from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.model import NUMBER_BITS, WIDTH_MAX, Layout, make_ino, volume_of
 from xtreemos.xtreemfs.mrc import schema
 from xtreemos.xtreemfs.mrc.kv import Kv
-from xtreemos.xtreemfs.mrc.model import HAS_XATTRS, TYPE_SHIFT, Cold, Inode, Name, Promise, Session, Usage, Volume, Writer
+from xtreemos.xtreemfs.mrc.model import HAS_XATTRS, TYPE_SHIFT, Cold, Inode, Name, Promise, Reply, Session, Usage, Volume, Writer
 
 T = TypeVar("T")
 SCAN_ROWS: Final = 1024
@@ -30,6 +30,7 @@ _to_session: Final = msgspec.msgpack.Decoder(Session).decode
 _to_writer: Final = msgspec.msgpack.Decoder(Writer).decode
 _to_garbage: Final = msgspec.msgpack.Decoder(tuple[int | str, ...]).decode
 _to_promise: Final = msgspec.msgpack.Decoder(Promise).decode
+_to_reply: Final = msgspec.msgpack.Decoder(Reply).decode
 _NOTHING: Final = Usage()
 _NO_GARBAGE: Final = _encode(())
 
@@ -322,9 +323,44 @@ class State:
         """Return all sessions that were opened and not closed."""
         return [_to_session(value) for _key, value in self.scan_all(*schema.prefix_range(schema.SESSION))]
 
+    def session(self, client: str) -> Session | None:
+        """Return a session, None if it was never opened or is over."""
+        data = self.kv.get(schema.SESSION + client.encode())
+        return _to_session(data) if data is not None else None
+
     def put_session(self, session: Session) -> None:
         """Write a session's row."""
         self.kv.put(schema.SESSION + session.client.encode(), _encode(session))
+
+    def end_session(self, client: str) -> None:
+        """Forget a session, and what it was answered."""
+        self.kv.delete(schema.SESSION + client.encode())
+        self.kv.delete(schema.BELOW + client.encode())
+        for key, _value in list(self.scan_all(*schema.prefix_range(schema.REPLY + client.encode()))):
+            self.kv.delete(key)
+
+    # -- answers that may have been lost ---------------------------------------------------------------------------------
+
+    def find_reply(self, client: str, number: int) -> Reply | None:
+        """Return what a session's change answered, None if it was not done (or its answer is kept no more)."""
+        data = self.kv.get(schema.reply_key(client, number))
+        return _to_reply(data) if data is not None else None
+
+    def put_reply(self, client: str, number: int, reply: Reply) -> None:
+        """Keep what a session's change answered."""
+        self.kv.put(schema.reply_key(client, number), _encode(reply))
+
+    def answered_below(self, client: str) -> int:
+        """Return the number below which a session's changes were answered: 0 at first."""
+        return schema.unpack64(self.kv.get(schema.BELOW + client.encode()) or bytes(8))
+
+    def forget_replies(self, client: str, below: int, count_max: int) -> None:
+        """A session needs no answer below this number; there are at most `count_max` behind the last such number."""
+        first = self.answered_below(client)
+        for number in range(first, min(below, first + count_max)):
+            self.kv.delete(schema.reply_key(client, number))
+        if below > first:
+            self.kv.put(schema.BELOW + client.encode(), schema.pack64(below))
 
     def put_writer(self, ino: int, client: str, writer: Writer, *, fresh: bool = False) -> None:
         """Note who may write a file (client "": nobody any more, it is being fenced). Those with smaller epochs may not any more."""

@@ -23,7 +23,7 @@ from xtreemos.xtreemfs.mrc import commands as do
 from xtreemos.xtreemfs.mrc import log as logs
 from xtreemos.xtreemfs.mrc import machine, schema
 from xtreemos.xtreemfs.mrc.disk import Disk, FolderDisk
-from xtreemos.xtreemfs.mrc.errors import FolderInUse, StoreBroken
+from xtreemos.xtreemfs.mrc.errors import ChangeUnknown, FolderInUse, StoreBroken
 from xtreemos.xtreemfs.mrc.kv import Kv, Row
 from xtreemos.xtreemfs.mrc.namespace import Moved
 
@@ -125,6 +125,7 @@ class Store:
         self.seq = machine.last_seq(base)
         """Number of the last command executed."""
         self._log = logs.Log(disk, self.seq, segment_bytes=segment_bytes)
+        self._log.trim(self.committed)
         if found.torn is not None:
             log.warning(
                 "the log's torn tail was cut: %d bytes of %s, from command %d on",
@@ -144,7 +145,7 @@ class Store:
                 continue
             try:
                 machine.apply(self.kv, record.seq, do.decode(record.payload))
-            except (FsError, Moved) as error:
+            except (FsError, ChangeUnknown, Moved) as error:
                 raise StoreBroken(
                     f"command {record.seq} of the log does not fit the store: {error}", "run the MRC's fsck"
                 ) from error
@@ -163,7 +164,7 @@ class Store:
         """Apply a command and append it to the log.
 
         Raises:
-            FsError: refused (ENOSPC: the MRC's disk is too full for it); nothing changed. Moved: see `machine.apply`.
+            FsError, ChangeUnknown: refused (ENOSPC: the MRC's disk is too full for it); nothing changed. Moved: see `machine.apply`.
             StoreBroken: the process must end.
         """
         payload = do.encode(command)
@@ -180,7 +181,7 @@ class Store:
         if self._free_bytes < self._reserve_bytes:
             self._until_check = 0  # so near the end look each time: room may be made, or go
             last = min(LAST_RESERVE_BYTES, self._reserve_bytes // 4)
-            if isinstance(command, _GROWING) or self._free_bytes < last:
+            if isinstance(command.change if isinstance(command, do.Once) else command, _GROWING) or self._free_bytes < last:
                 raise FsError(errno.ENOSPC, "the metadata server's disk is full", "remove files, or give it a larger disk")
         try:
             self._log.reserve(size)

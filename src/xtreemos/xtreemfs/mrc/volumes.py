@@ -173,13 +173,14 @@ def writers_done(state: State, c: do.WritersDone) -> None:
 
 
 def open_session(state: State, c: do.OpenSession) -> None:
-    """See `commands.OpenSession`."""
-    state.put_session(Session(c.client, c.node, c.now_s))
+    """See `commands.OpenSession`. One that was there has expired: it begins anew, and its answers are forgotten."""
+    state.end_session(c.client)
+    state.put_session(Session(c.client, c.node, c.now_s, state.seq))
 
 
 def close_session(state: State, c: do.CloseSession) -> None:
     """See `commands.CloseSession`."""
-    state.kv.delete(schema.SESSION + c.client.encode())
+    state.end_session(c.client)
 
 
 def epochs(state: State, c: do.Epochs) -> None:
