@@ -1,4 +1,4 @@
-"""Methods about names and attributes: `mrc.lookup`, `getattr`, `create`, `link`, `unlink`, `rename`, `readdir`, `setattr`, xattrs, `statfs`."""
+"""Methods about names, and reading: `mrc.lookup`, `getattr`, `create`, `link`, `unlink`, `rename`, `readdir`, `statfs`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import itertools
 import stat
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from xtreemos.fabric.rpc import Handler, ServerCall
@@ -16,10 +15,11 @@ from xtreemos.xtreemfs.directory import State
 from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.lease import table_model as table
 from xtreemos.xtreemfs.lease.model import Give, How, Need
-from xtreemos.xtreemfs.model import Attr, Layout, Level, OsdRecord, volume_of
+from xtreemos.xtreemfs.model import Layout, Level, OsdRecord, volume_of
 from xtreemos.xtreemfs.mrc import commands as do
 from xtreemos.xtreemfs.mrc import placing, views
-from xtreemos.xtreemfs.mrc.model import READ, WRITE, Cred, Inode, Name, Reply
+from xtreemos.xtreemfs.mrc.changing import Changing
+from xtreemos.xtreemfs.mrc.model import READ, WRITE, Cred, Name, Reply
 from xtreemos.xtreemfs.mrc.namespace import EXCHANGE, Moved
 from xtreemos.xtreemfs.mrc.outbox import Allowed, Plan
 from xtreemos.xtreemfs.mrc.serving import Core
@@ -28,14 +28,13 @@ LISTING_BYTES: Final = 1 << 20  # of one answer, about: a page of link targets w
 ATTR_ROWS_MAX: Final = 1024  # names of one page with attributes: each is a read of the store
 CANDIDATES_S: Final = 1.0  # between looks at which OSDs have gone silent
 _FILES_TOTAL: Final = 1 << 40
-ATTRIBUTES: Final = b"."  # stands among the names of a directory for its own attributes
 
 
-class Files:
+class Files(Changing):
     """The methods; `handlers` is their table."""
 
     def __init__(self, core: Core) -> None:
-        self._core = core
+        super().__init__(core)
         self._turns = itertools.count(int(time.time() * 1000))
         self._candidates: list[OsdRecord] = []
         self._seen: State | None = None
@@ -45,9 +44,7 @@ class Files:
         """Return method -> handler."""
         return {
             "mrc.lookup": self.lookup, "mrc.getattr": self.getattr, "mrc.create": self.create, "mrc.link": self.link,
-            "mrc.unlink": self.unlink, "mrc.rename": self.rename, "mrc.readdir": self.readdir, "mrc.setattr": self.setattr,
-            "mrc.getxattr": self.getxattr, "mrc.setxattr": self.setxattr, "mrc.listxattr": self.listxattr, "mrc.removexattr": self.removexattr,
-            "mrc.statfs": self.statfs,
+            "mrc.unlink": self.unlink, "mrc.rename": self.rename, "mrc.readdir": self.readdir, "mrc.statfs": self.statfs,
         }  # fmt: skip
 
     # -- reading ---------------------------------------------------------------------------------------------------------
@@ -124,18 +121,6 @@ class Files:
         link = state.cold(row.ino).link if stat.S_ISLNK(inode.mode) else b""
         attr = inode.attr() if given.level and given.cache else None
         return p.ListedEntry(name, row.cookie, row.ino, inode.mode, attr, link)
-
-    async def getxattr(self, call: ServerCall) -> bytes:
-        """See `views.get_xattr`."""
-        m = calls.message_of(call.params, p.GetXattr)
-        value = views.get_xattr(self._core.state, self._core.cred(call, m.who, m.ino), m.ino, m.name)
-        return await self._core.leasing.ordered(value, call)  # type: ignore[no-any-return]
-
-    async def listxattr(self, call: ServerCall) -> list[bytes]:
-        """See `views.list_xattrs`."""
-        m = calls.message_of(call.params, p.ListXattr)
-        names = views.list_xattrs(self._core.state, self._core.cred(call, m.who, m.ino), m.ino)
-        return await self._core.leasing.ordered(names, call)  # type: ignore[no-any-return]
 
     async def statfs(self, call: ServerCall) -> p.StatFsAnswer:
         """The quota where there is one, else what the OSDs have."""
@@ -214,28 +199,6 @@ class Files:
             return Plan((give, Give(m.dir)), finish, (table.Orphan(ino),) if m.anonymous else ())
 
         return await self._change(client, once, needs, execute, again)  # type: ignore[no-any-return]
-
-    def _change(
-        self,
-        client: str,
-        once: p.Once | None,
-        needs: Callable[[], tuple[Need, ...]],
-        execute: Callable[[Allowed], Plan],
-        again: Callable[[Reply], Plan],
-    ) -> Awaitable[Any]:
-        """Do a change, or give its answer `again` if it was done: now, or by the time its turn comes (the same was sent twice)."""
-        core = self._core
-
-        def do_once(allowed: Allowed) -> Plan:
-            said = core.answered(client, once)
-            return execute(allowed) if said is None else again(said)
-
-        return core.leasing.ask(client, needs if core.answered(client, once) is None else tuple, do_once)
-
-    def _was(self, client: str, attr: Attr, link: bytes = b"") -> p.Grant:
-        """Return what is told again of an inode: attributes of then, not to be kept, and what the client holds now."""
-        held = self._core.leasing.table.held(client, attr.ino)
-        return p.Grant(attr, int(held.level), held.epoch, b"", None, link, False, False, int(held.shared))
 
     def _found(self, client: str, cred: Cred, m: p.Create) -> Plan | None:
         """Answer of a create that opens what is there."""
@@ -368,77 +331,6 @@ class Files:
         """Whether this is a directory that cannot be removed because it is not empty. 0: no inode."""
         inode = self._core.state.inode(ino) if ino else None
         return inode is not None and inode.is_dir and inode.entries > 0
-
-    # -- attributes ------------------------------------------------------------------------------------------------------
-
-    def _for_attributes(self, ino: int) -> Need:
-        """Return what a change of an inode's attributes needs. Of a directory others forget only these: they keep its names."""
-        return Need(ino, How.NAMES, (ATTRIBUTES,)) if self._core.state.inode(ino).is_dir else Need(ino, How.ALONE)
-
-    async def setattr(self, call: ServerCall) -> p.Grant:
-        """A new size is taken only from who holds WRITE (or writes shared): it is who cuts the columns on the OSDs."""
-        core = self._core
-        m, client = core.opened(call, p.SetAttr)
-        cred, once = core.cred(call, m.who, m.ino), calls.once_of(call.params)
-        if m.size >= 0:
-            await core.make_room(m.ino, m.size)
-
-        def execute(_allowed: Allowed) -> Plan:
-            held = core.leasing.table.held(client, m.ino)
-            writes = Level.WRITE in (held.level, held.shared) and held.epoch == m.epoch
-            if m.size >= 0 and not writes and core.state.inode(m.ino).is_file:
-                raise FsError(errno.ESTALE, "the size of a file is set by who holds its WRITE lease", "acquire it first")
-            now_ns = core.now_ns(m.now_ns)
-            command = do.SetAttr(cred, m.ino, now_ns, m.mode, m.uid, m.gid, m.size, m.atime_ns, m.mtime_ns, m.times_now, writes)
-            return self._changed(core.change(client, once, command, volume_of(m.ino)))
-
-        def needs() -> tuple[Need, ...]:
-            # With its mode a directory's ACL changes, which is read as an xattr; of these no answer says "do not keep".
-            has_acl = m.mode >= 0 and core.state.inode(m.ino).acl
-            return (Need(m.ino, How.ALONE) if has_acl else self._for_attributes(m.ino),)
-
-        try:
-            return await self._change_inode(client, once, needs, execute)
-        except FsError as error:
-            if error.errno != errno.EDQUOT or core.state.find_promise(m.ino) is None:
-                raise
-        await core.withdraw((m.ino,))  # a new owner may have room for the file, but not for what its writers were promised
-        return await self._change_inode(client, once, needs, execute)
-
-    async def _change_inode(
-        self, client: str, once: p.Once | None, needs: Callable[[], tuple[Need, ...]], execute: Callable[[Allowed], Plan]
-    ) -> p.Grant:
-        def again(said: Reply) -> Plan:
-            return Plan((), lambda _given: self._was(client, said.attrs[0]))
-
-        return await self._change(client, once, needs, execute, again)  # type: ignore[no-any-return]
-
-    def _changed(self, inode: Inode) -> Plan:
-        return Plan((Give(inode.ino),), lambda given: self._core.grant(inode, given[0]))
-
-    async def setxattr(self, call: ServerCall) -> p.Grant:
-        """Xattrs and ACLs."""
-        core = self._core
-        m, client = core.opened(call, p.SetXattr)
-        cred, once = core.cred(call, m.who, m.ino), calls.once_of(call.params)
-
-        def execute(_allowed: Allowed) -> Plan:
-            command = do.SetXattr(cred, m.ino, m.name, m.value, m.flags, core.now_ns(m.now_ns))
-            return self._changed(core.change(client, once, command, volume_of(m.ino)))
-
-        return await self._change_inode(client, once, lambda: (Need(m.ino, How.ALONE),), execute)
-
-    async def removexattr(self, call: ServerCall) -> p.Grant:
-        """Xattrs and ACLs."""
-        core = self._core
-        m, client = core.opened(call, p.RemoveXattr)
-        cred, once = core.cred(call, m.who, m.ino), calls.once_of(call.params)
-
-        def execute(_allowed: Allowed) -> Plan:
-            command = do.RemoveXattr(cred, m.ino, m.name, core.now_ns(m.now_ns))
-            return self._changed(core.change(client, once, command, volume_of(m.ino)))
-
-        return await self._change_inode(client, once, lambda: (Need(m.ino, How.ALONE),), execute)
 
 
 def _named(grant: p.Grant, named: bool) -> p.Grant:

@@ -26,6 +26,7 @@ from xtreemos.xtreemfs.model import Level, MrcRecord
 from xtreemos.xtreemfs.mrc import schema
 from xtreemos.xtreemfs.mrc.actors import Actors, Ticketed, VerifyTicket
 from xtreemos.xtreemfs.mrc.admin import Admin
+from xtreemos.xtreemfs.mrc.attrs import Attrs
 from xtreemos.xtreemfs.mrc.events import Events
 from xtreemos.xtreemfs.mrc.files import Files
 from xtreemos.xtreemfs.mrc.journal import Journal
@@ -152,7 +153,7 @@ class Server:
         )  # fmt: skip
         self.locking = Locking(self.core, grace=bool(sessions))
         self.opening = Opening(self.core, self._refuse, self._reclaim)
-        self.files = Files(self.core)
+        self.files, self.attrs = Files(self.core), Attrs(self.core)
         self.admin = Admin(self.core, self.events, self._refuse, self.status)
         self.worker.begin(self.core, self.opening, self.locking)
         if not sessions:
@@ -173,7 +174,7 @@ class Server:
     def handlers(self) -> dict[str, Handler]:
         """What both listeners serve: to nodes of the VO and to root of this machine."""
         tables: tuple[Mapping[str, Handler], ...] = (
-            self.files.handlers(), self.opening.handlers(), self.locking.handlers(), self.admin.handlers()
+            self.files.handlers(), self.attrs.handlers(), self.opening.handlers(), self.locking.handlers(), self.admin.handlers()
         )  # fmt: skip
         return {method: self._guarded(handler) for handlers in tables for method, handler in handlers.items()}
 
