@@ -233,7 +233,7 @@ def test_a_process_that_goes_on_for_a_killed_one_keeps_its_pins_and_its_leases_a
     assert mrc(Orphan(F)) == []
     mrc(Cut("a"))
     out = mrc(Open("a", (Claim(F, NONE, pin=True),), anew=True))
-    assert out == [Fence(F, "a", 1, through=False), Opened("a", False, ())]
+    assert out == [Fence(F, "a", 1, through=False), Opened("a", True, ())]
     assert mrc.ask("b", Need(F, How.READ)) == [], "it waits for the fence"
     assert isinstance(mrc(Fenced(F))[0], Proceed)
     assert isinstance(mrc.ask("b", Need(G, How.ALONE))[0], Proceed), "what was only read is free at once"
