@@ -342,7 +342,7 @@ class Grid:
         self.directory = FolderDirectory(folder / "dir", vo="demo", node="n1")
         self.server: Server | None = None
         self.osds = {"n1": Osd(), "n2": Osd()}
-        self._running: asyncio.Task[None] | None = None
+        self._running: asyncio.Future[Any] | None = None
         self._listeners: list[rpc.Server] = []
         self._clients: list[Client] = []
 
@@ -363,7 +363,7 @@ class Grid:
     async def start(self, **more: Any) -> Server:
         self.server = Server(Options(self.folder / "mrc", self.folder / "mrc.sock"), self.directory, **more)
         await self.server.start()
-        self._running = asyncio.create_task(self.server.run())
+        self._running = asyncio.gather(self.server.run(), self.directory.run())
         return self.server
 
     async def stop(self) -> None:

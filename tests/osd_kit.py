@@ -53,7 +53,7 @@ class Osds:
             server = Server(Options(disks=folders, socket=self.folder / f"{name}.sock", **options), own)
             await server.start()
             self.servers[name] = server
-            self.running[name] = asyncio.create_task(server.run())
+            self.running[name] = asyncio.gather(server.run(), own.run())
         self.directory.look()
 
     async def end(self, *names):

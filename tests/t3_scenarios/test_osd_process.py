@@ -16,6 +16,7 @@ import pytest
 
 from osd_kit import INO, SIGNER, VO, layout, rights
 from xtreemos.errors import RemoteError, XosError
+from xtreemos.fabric import rpc
 from xtreemos.testing.osdgrid import OsdGrid
 from xtreemos.xtreemfs import protocol as p
 from xtreemos.xtreemfs.calls import params
@@ -204,7 +205,11 @@ def test_a_node_without_an_mrc_may_not_delete_nor_fence_nor_scrub(tmp_path):
     async def use(_osd, _grid, away):
         n2 = away("n2")
         peer = await n2.peer("n1")
-        for method, message in (("osd.delete", p.OsdDelete((INO,))), ("osd.fence", p.OsdFence(INO, 9, (0,))), ("osd.scrub", p.OsdScrub())):
+        for method, message in (
+            ("osd.delete", p.OsdDelete((INO,))),
+            ("osd.fence", p.OsdFence(INO, 9, (0,))),
+            ("osd.scrub", p.OsdScrub()),
+        ):
             with pytest.raises(RemoteError) as caught:
                 await peer.call(method, params(message))
             assert caught.value.code == "capability-refused"
@@ -245,3 +250,40 @@ def test_a_renewed_certificate_is_taken_without_a_restart(tmp_path):
         assert osd.process.poll() is None
 
     with_tls(tmp_path, use)
+
+
+@pytest.mark.parametrize("kind", ["osd --disk", "mrc --folder"])
+def test_nobody_is_let_in_before_the_directory_was_seen(tmp_path, kind):
+    """What is withdrawn, who is a member and who signs is not known until then."""
+    name, _space, option = kind.partition(" ")
+    argv = [sys.executable, "-m", f"xtreemos.xtreemfs.{name}", "--vo", VO, "--node", "n1", option, str(tmp_path / "own")]
+    argv += ["--directory", str(tmp_path / "xosd.sock"), "--socket", str(tmp_path / "s")]
+
+    async def work():
+        seen = asyncio.Event()
+
+        async def watch(call):
+            if call.params == {"vo": VO}:
+                asked.set()
+                await seen.wait()
+                call.send_event("synced")
+                await asyncio.Event().wait()
+
+        asked = asyncio.Event()
+        xosd = await rpc.serve_unix(tmp_path / "xosd.sock", {"dir.watch": watch}, mode=0o600, allowed_uid=0)
+        process = await asyncio.create_subprocess_exec(*argv, stderr=subprocess.PIPE)
+        try:
+            await asyncio.wait_for(asked.wait(), 20)
+            assert not (tmp_path / "s").exists()
+            seen.set()
+            async with asyncio.timeout(20):
+                while not (tmp_path / "s").exists():
+                    await asyncio.sleep(0.02)
+            (tmp_path / "s").unlink()
+        finally:
+            process.send_signal(signal.SIGTERM)
+            said = (await asyncio.wait_for(process.communicate(), 20))[1]
+            assert process.returncode == 0, said.decode()
+            await xosd.close()
+
+    asyncio.run(work())

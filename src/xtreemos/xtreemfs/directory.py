@@ -51,6 +51,9 @@ class Directory(Protocol):
     def on_change(self, call: Callable[[State], None]) -> None:
         """Have `call` called in the event loop after each change."""
 
+    async def wait_synced(self) -> None:
+        """Wait until the whole directory was seen once: `run` runs."""
+
     async def put(self, record: AnyRecord) -> None:
         """Write the record of the calling service. Returns when it is durable.
 
@@ -102,6 +105,9 @@ class FolderDirectory:
     def on_change(self, call: Callable[[State], None]) -> None:
         """See `Directory`."""
         self._calls.append(call)
+
+    async def wait_synced(self) -> None:
+        """See `Directory`: the folder was read when this was made."""
 
     async def put(self, record: AnyRecord) -> None:
         """See `Directory`."""

@@ -10,9 +10,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import msgspec
 
@@ -128,14 +128,52 @@ class Doors:
             await server.close()
 
 
-async def run_until(work: Coroutine[Any, Any, None], stop: asyncio.Event) -> None:
-    """Run `work` until `stop` is set or it fails; raises what it failed with."""
-    running = asyncio.create_task(work)
+class Serving(Protocol):
+    """An MRC or an OSD: what `serve_until` needs of it."""
+
+    async def start(self) -> None:
+        """Listen."""
+
+    async def run(self) -> None:
+        """Do all that goes on beside answering; for ever."""
+
+    async def close(self) -> None:
+        """Serve no more."""
+
+
+async def serve_until(stop: asyncio.Event, directory: Directory, server: Serving) -> None:
+    """Follow the directory and serve until `stop` is set or something fails; raises what that was. `server` is closed at the end.
+
+    Nobody is let in before the directory was seen: a process that does not know yet who signs, who is a member and what was
+    withdrawn could only refuse wrongly or admit wrongly. Callers find nobody listening, which they know how to wait for.
+    """
+    running = asyncio.create_task(_serve(directory, server))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopping.cancel()
         running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+        finally:
+            await server.close()
+
+
+async def _serve(directory: Directory, server: Serving) -> None:
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(directory.run(), name="directory")
+            await directory.wait_synced()
+            await server.start()
+            await server.run()
+    except BaseExceptionGroup as group:
+        raise _deepest(group) from None
+
+
+def _deepest(error: BaseException) -> BaseException:
+    """Return what went wrong first inside groups of tasks."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

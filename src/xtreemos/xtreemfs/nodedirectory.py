@@ -42,7 +42,7 @@ class NodeDirectory:
         self._calls.append(call)
 
     async def wait_synced(self) -> None:
-        """Wait until the whole directory was seen once."""
+        """See `Directory`."""
         await self._synced.wait()
 
     async def put(self, record: AnyRecord) -> None:

@@ -47,27 +47,16 @@ async def _main(found: argparse.Namespace) -> None:
     await serve(options, directory, stop)
 
 
-def _deepest(error: BaseException) -> BaseException:
-    """Return what a task group was ended by."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run until SIGTERM. Returns the exit code."""
     found = _arguments(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s mrc %(levelname)s %(message)s", stream=sys.stderr)
     try:
         uvloop.run(_main(found))
-    except (XosError, BaseExceptionGroup) as error:
-        cause = _deepest(error)
-        if not isinstance(cause, XosError):
-            raise
-    else:
-        return 0
-    log.error("%s", cause.line())
-    return cause.exit_code
+    except XosError as error:
+        log.error("%s", error.line())  # noqa: TRY400  # what is wrong with the disk or the port needs no traceback
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":

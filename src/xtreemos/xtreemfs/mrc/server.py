@@ -18,7 +18,7 @@ from xtreemos.foundation.repeats import Repeats
 from xtreemos.vo.audit import Audit, AuditRecord
 from xtreemos.xtreemfs.capability import Signer
 from xtreemos.xtreemfs.directory import Directory
-from xtreemos.xtreemfs.doors import Doors, run_until
+from xtreemos.xtreemfs.doors import Doors, serve_until
 from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.lease import locks
 from xtreemos.xtreemfs.lease import table_model as table
@@ -205,7 +205,7 @@ class Server:
     # -- life ------------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Listen, and stand in the directory if it can be reached."""
+        """Listen, and stand in the directory if it can be reached. What the directory said last decides who may call."""
         await self._doors.open(self.handlers())
         await self._tell()
 
@@ -226,9 +226,8 @@ class Server:
         await self.admin.tell_all()
 
     async def run(self) -> None:
-        """Work, follow the directory and the credential; for ever, or until the disk fails."""
+        """Work, follow the credential; for ever, or until the disk fails."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._directory.run(), name="directory")
             tasks.create_task(self.worker.run(), name="worker")
             tasks.create_task(self._telling(), name="telling")
             tasks.create_task(self._doors.follow_credential(), name="credential")
@@ -281,9 +280,4 @@ class Server:
 
 async def serve(options: Options, directory: Directory, stop: asyncio.Event) -> None:
     """Run one MRC until `stop`; everything is durable when it returns. Raises what keeps it from going on."""
-    server = Server(options, directory)
-    try:
-        await server.start()
-        await run_until(server.run(), stop)
-    finally:
-        await server.close()
+    await serve_until(stop, directory, Server(options, directory))

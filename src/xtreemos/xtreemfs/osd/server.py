@@ -17,7 +17,7 @@ from xtreemos.fabric.rpc import Handler, ServerCall
 from xtreemos.vo.audit import Audit
 from xtreemos.xtreemfs.calls import message_of
 from xtreemos.xtreemfs.directory import Directory
-from xtreemos.xtreemfs.doors import Doors, run_until
+from xtreemos.xtreemfs.doors import Doors, serve_until
 from xtreemos.xtreemfs.errors import CapabilityRefused
 from xtreemos.xtreemfs.model import OSD_BEAT_S, OsdRecord
 from xtreemos.xtreemfs.osd.disks import Disks
@@ -70,14 +70,13 @@ class Server:
         return {**self.service.handlers(), "osd.scrub": self._scrub, "osd.columns": self._columns}
 
     async def start(self) -> None:
-        """Listen, and stand in the directory if it can be reached."""
+        """Listen, and stand in the directory if it can be reached. What the directory said last decides who may call."""
         await self._doors.open(self.handlers())
         await self._beat()
 
     async def run(self) -> None:
-        """Keep house, beat, follow the directory and the credential; for ever."""
+        """Keep house, beat, follow the credential; for ever."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._directory.run(), name="directory")
             tasks.create_task(self.keeper.run(), name="keeper")
             tasks.create_task(self._beats(), name="beats")
             tasks.create_task(self._doors.follow_credential(), name="credential")
@@ -185,9 +184,4 @@ class Server:
 
 async def serve(options: Options, directory: Directory, stop: asyncio.Event) -> None:
     """Run one OSD until `stop`; everything is synced when it returns."""
-    server = Server(options, directory)
-    try:
-        await server.start()
-        await run_until(server.run(), stop)
-    finally:
-        await server.close()
+    await serve_until(stop, directory, Server(options, directory))
