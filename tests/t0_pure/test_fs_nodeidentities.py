@@ -41,8 +41,31 @@ def held(identities, uid=7001):
 def test_only_members_of_this_vo_have_numbers(make):
     known = make()
     assert (known.local_id("u", "alice"), known.local_id("u", "bob"), known.name_of("u", 7001), known.name_of("u", 7002)) == (
-        7001, NOBODY, "alice", None,
+        7001, NOBODY, "alice", "bob@other",
     )  # fmt: skip
+
+
+def test_a_guests_ticket_is_the_one_that_their_own_vos_mount_keeps_and_no_detached_jobs(tmp_path):
+    rows = [{"user": "alice", "vo": "demo", "uid": 7001}, {"user": "bob", "vo": "other", "uid": 7002}]
+    (tmp_path / "userdb.json").write_text(json.dumps({"users": rows}))
+    demo, other = (
+        NodeIdentities(tmp_path / "userdb.json", tmp_path / vo / "tickets", vo=vo, clock=lambda: NOW) for vo in ("demo", "other")
+    )
+    assert (demo.guest_of(7002), demo.guest_of(7001), demo.guest_of(0), demo.guest_of(9), other.guest_of(7002)) == (
+        "other",
+        "",
+        "",
+        "",
+        "",
+    )
+    assert (demo.guest_tickets(7002), demo.local_id("u", "bob@other")) == ([], 7002)
+    other.delegate(record(user="bob", job="jaaaaaaaaaaaa"))
+    assert demo.guest_tickets(7002) == []
+    other.delegate(record(user="bob", until=NOW + 50))
+    assert held(demo, 7002) == demo.guest_tickets(7002)[0] != []
+    assert held(demo, 7002).user == "bob"
+    (tmp_path / "other" / "tickets" / "bob").unlink()
+    assert held(demo, 7002) is None
 
 
 def test_groups_are_none_of_the_users_and_those_of_other_vos_are_unknown(make):

@@ -1,8 +1,10 @@
 """The door of a mount: programs that carry the number of a group which their user has left are refused what is the group's."""
 
 import asyncio
+import errno
 import os
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -10,11 +12,12 @@ from xtreemos.xtreemfs.client import gate as gates
 from xtreemos.xtreemfs.client.gate import Gate
 from xtreemos.xtreemfs.directory import State
 from xtreemos.xtreemfs.fuse import acl
+from xtreemos.xtreemfs.fuse import model as m
 from xtreemos.xtreemfs.fuse.errors import FuseError
 from xtreemos.xtreemfs.fuse.replies import ROUTES
-from xtreemos.xtreemfs.model import NOBODY, VolumeRecord, make_ino
+from xtreemos.xtreemfs.model import NOBODY, VO_ROOT_INO, Share, VolumeRecord, make_ino
 
-ALICE, BOB = 7001, 7002
+ALICE, BOB, CAROL, DAVE = 7001, 7002, 7010, 7011  # carol and dave are members of another VO; dave is not logged in
 STUDENTS = os.getgid()  # what this program carries
 STAFF = STUDENTS + 1
 NUMBERS = {("u", "alice"): ALICE, ("u", "bob"): BOB, ("g", "students"): STUDENTS, ("g", "staff"): STAFF}
@@ -31,6 +34,14 @@ class People:
 
     def name_of(self, kind, number):
         return next((name for (one, name), local in NUMBERS.items() if (one, local) == (kind, number)), None)
+
+    tickets: ClassVar = {CAROL: ["a ticket"]}
+
+    def guest_of(self, uid):
+        return "phys" if uid in {CAROL, DAVE} else ""
+
+    def guest_tickets(self, uid):
+        return self.tickets.get(uid, [])
 
     def withdraw(self, _revoked):
         return []
@@ -55,7 +66,7 @@ class Scene:
         principals = SimpleNamespace(local=lambda _kind, number: number, relearn=self._relearn)
         volume = VolumeRecord(name="v", id=1, mrc="n1", owner="alice")
         self.directory = SimpleNamespace(state=State(volumes={"v": volume}), on_change=self._on_change)
-        self.sessions = {"n1": SimpleNamespace(principals=principals, actors=SimpleNamespace(forget=lambda _uid: None))}
+        self.sessions = {"n1": SimpleNamespace(principals=principals, actors=SimpleNamespace(forget=lambda _uid=None: None))}
         self.coherence = SimpleNamespace(empty_kernel=self._empty)
         self.people = People()
         self.forgotten = set()
@@ -154,3 +165,58 @@ def test_new_numbers_make_the_kernel_ask_again_for_whom_it_knows_as_nobody(scene
     scene.people.changes = 1
     scene.gate._look_at_numbers()
     assert (scene.relearned, scene.forgotten) == (1, {STRANGE})
+
+
+def shared(scene, *shares):
+    volumes = {
+        "v": VolumeRecord(name="v", id=1, mrc="n1", owner="alice", shares=shares),
+        "w": VolumeRecord(name="w", id=2, mrc="n1", owner="alice"),
+    }
+    scene.directory.state = State(volumes=volumes)
+    scene.tell(scene.directory.state)
+
+
+def errno_of(call, request):
+    try:
+        call(request)
+    except FuseError as error:
+        return error.errno
+    return 0
+
+
+def test_guests_are_let_in_to_what_is_shared_with_their_vo_and_to_nothing_else(scene):
+    ops = scene.ops
+    reading, writing = m.Open(*_at(OURS), os.O_RDONLY, 0), m.Open(*_at(OURS), os.O_RDWR, 0)
+    other = m.Open(*_at(make_ino(2, 5)), os.O_RDONLY, 0)
+    for share, may_read, may_write in (
+        ((), errno.EACCES, errno.EACCES),
+        ((Share("chem", b"", True, 0),), errno.EACCES, errno.EACCES),
+        ((Share("phys", b"", True, 1),), errno.EACCES, errno.EACCES),
+        ((Share("phys", b"", False, 0),), 0, errno.EROFS),
+        ((Share("phys", b"", True, 0),), 0, 0),
+    ):
+        shared(scene, *share)
+        assert (errno_of(ops.open, reading), errno_of(ops.open, writing), errno_of(ops.setattr, reading)) == (
+            may_read,
+            may_write,
+            may_write,
+        )
+        assert errno_of(ops.open, other) == errno.EACCES
+        assert errno_of(ops.lookup, m.Lookup(*_at(VO_ROOT_INO), b"v")) == may_read
+        assert (
+            errno_of(ops.lookup, m.Lookup(*_at(VO_ROOT_INO), b"w"))
+            == errno_of(ops.opendir, m.Open(*_at(VO_ROOT_INO), 0, 0))
+            == errno.EACCES
+        )
+    assert errno_of(ops.open, m.Open(*_at(OURS, DAVE), os.O_RDONLY, 0)) == errno.EACCES, "without a log-in"
+
+
+def test_the_kernel_forgets_a_volume_that_is_shared_no_more(scene):
+    shared(scene, Share("phys", b"", True, 0))
+    assert scene.forgotten == set()
+    shared(scene, Share("phys", b"", False, 0))
+    assert scene.forgotten == set(scene.inodes)
+
+
+def _at(node, uid=CAROL):
+    return 1, node, uid, uid, os.getpid()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from xtreemos import names
 from xtreemos.foundation.accounts import Accounts, NameTaken, UidsUsedUp
-from xtreemos.foundation.userdb import SERVICE, Directory
+from xtreemos.foundation.useranswers import SERVICE, Directory
 
 USER = {"user": "alice", "vo": "demo", "uid": names.FIRST_GRID_UID, "home": "/", "sandbox_home": "/home/alice", "shell": "/bin/sh"}
 NODE = Directory([USER], None, frozenset({"root"}))

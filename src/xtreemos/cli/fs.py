@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xtreemos.cli import context
+from xtreemos.cli import context, fs_share
 from xtreemos.cli import fs_text as text
 from xtreemos.errors import RemoteError, UsageError, XosError
 
@@ -34,6 +34,9 @@ async def _ask(vo: str | None, method: str, **params: Any) -> Any:
     from xtreemos.cli import fs_desk
 
     return await fs_desk.choose(vo).ask(method, params)
+
+
+app.add_typer(fs_share.app)
 
 
 # -- volumes -------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from xtreemos.xtreemfs.directory import AnyRecord, State, key_of, with_record
 from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.model import OsdRecord, VolumeRecord
 
-KINDS = ("user", "revoked", "mrc", "osd", "volume")
+KINDS = ("user", "revoked", "accepted", "mrc", "osd", "volume")
 QUIET_S = 30
 """An OSD's record that says nothing new is written this seldom: each write goes into the VO's replicated log."""
 FREE_STEP = 0.02  # part of an OSD's size: less is nothing new

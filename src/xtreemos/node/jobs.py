@@ -96,7 +96,7 @@ class LocalJobs:
         self.on_jobd: JobdKnows | None = None
         self.home: Callable[[str, str, int], Awaitable[Path]] = _folder_home
         self.keep_ticket: Callable[[str, bytes], Awaitable[None]] = _no_ticket
-        self.shared: Callable[[str], tuple[sandbox.Bind, ...]] = lambda _vo: ()
+        self.shared: Callable[[str], Awaitable[tuple[sandbox.Bind, ...]]] = _nothing_shared
         self.gids: Callable[[str, str], tuple[int, ...]] = lambda _user, _vo: ()
         self.adopt_net: Callable[[str | None], str | None] = lambda _path: None
         self._jobd: rpc.Peer | None = None
@@ -407,7 +407,8 @@ class LocalJobs:
                 await self.keep_ticket(spec.vo, spec.files)
             home = await self.home(spec.user, spec.vo, uid)
             running.netns = None if netns else await self.take_net(spec.vo)
-            params = self._prepare(spec, running, uid, home, netns or running.netns, stdio=stdio, fds=bool(fds))
+            work = await self.shared(spec.vo)
+            params = self._prepare(spec, running, uid, home, work, netns or running.netns, stdio=stdio, fds=bool(fds))
             await self._hand_over(running, params, fds)
         except RemoteError as error:
             if error.code == "job-exists" and spec.detached:
@@ -471,14 +472,23 @@ class LocalJobs:
         return running
 
     def _prepare(
-        self, spec: JobSpec, running: Running, uid: int, home: Path, netns: str | None, *, stdio: str | None, fds: bool
+        self,
+        spec: JobSpec,
+        running: Running,
+        uid: int,
+        home: Path,
+        work: tuple[sandbox.Bind, ...],
+        netns: str | None,
+        *,
+        stdio: str | None,
+        fds: bool,
     ) -> dict[str, Any]:
         """Write the job's folder and bundle; return what jobd is asked."""
         folder = self.paths.jobs / running.key
         (folder / "spool").mkdir(parents=True, exist_ok=True, mode=0o700)
         group = cgroup_path(self.cgroups.tag, running.key)
         tasks = stdio == "tasks"
-        described = self._sandbox(spec, uid, home, folder, group, netns, fds)
+        described = replace(self._sandbox(spec, uid, home, folder, group, netns, fds), work=work)
         bundle = sandbox.write_bundle(folder, replace(described, serves_tasks=tasks) if tasks else described)
         return {
             "job": running.key,
@@ -528,7 +538,6 @@ class LocalJobs:
             stderr_apart=spec.stderr_apart,
             stdio_fds=fds,
             userdb_dir=str(self.paths.run / "userdb" / spec.vo),
-            work=self.shared(spec.vo),
             netns=netns,
             hidden=(str(self.paths.dir),),
         )
@@ -685,6 +694,10 @@ def command_line(spec: JobSpec) -> str:
 
 async def _no_ticket(_vo: str, _ticket: bytes) -> None:
     """Files are local here: there is nothing to hand a user's word to."""
+
+
+async def _nothing_shared(_vo: str) -> tuple[sandbox.Bind, ...]:
+    return ()
 
 
 async def _folder_home(user: str, vo: str, uid: int) -> Path:

@@ -42,7 +42,6 @@ from xtreemos.foundation.accounts import Accounts
 from xtreemos.foundation.cgroups import Cgroups
 from xtreemos.foundation.facts import live_facts, read_tags, static_facts
 from xtreemos.foundation.paths import NATS_PORT, RPC_PORT, NodePaths
-from xtreemos.foundation.sandbox import Bind
 from xtreemos.node import growing, joining, start
 from xtreemos.node.admin import Admin
 from xtreemos.node.arrays import Arrays, may_share
@@ -57,6 +56,7 @@ from xtreemos.node.nets import Nets, open_pool
 from xtreemos.node.policies import NodePolicy
 from xtreemos.node.refusals import NoSuchJob
 from xtreemos.node.service import JobService, guarded
+from xtreemos.node.sharing import SharedVolumes
 from xtreemos.node.sshd import SshDoors
 from xtreemos.node.sshlogin import SshLogins
 from xtreemos.node.vo_runtime import VoRuntime, connect_system
@@ -116,7 +116,7 @@ class Xosd:
         if self.config.files == "grid":
             self.jobs.home = self.files.ensure_home
             self.jobs.keep_ticket = self.files.keep
-            self.jobs.shared = lambda vo: (Bind(f"/xos/{vo}"),)
+            self.jobs.shared = SharedVolumes(self.vos).binds
             make_place = place_of
         self.logins = SshLogins(jobs=self.jobs, accounts=self.accounts, vos=self.vos, doors=self.ssh, make_place=make_place)
         self.detached: dict[str, DetachedJobs] = {}
@@ -404,7 +404,7 @@ class Xosd:
         names = (
             "challenge", "login", "renew", "logout", "whoami", "sessions", "revoke_session", "invite", "accept", "set_password", "members",
             "suspend", "restore", "remove", "set_roles", "resource_invite", "join_node", "renew_node", "remove_node", "node_list", "trust",
-            "issuing_keys", "audit_note", "audit_heads", "set_groups",
+            "issuing_keys", "audit_note", "audit_heads", "set_groups", "accept_share",
         )  # fmt: skip
         table = {f"cda.{name}": self._cda(name) for name in names}
         anybody: frozenset[CallerKind] = frozenset({"anonymous", "user", "node"})

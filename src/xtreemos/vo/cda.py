@@ -16,7 +16,7 @@ import msgspec
 
 from xtreemos.errors import InternalError, UsageError, XosError
 from xtreemos.fabric.caller import Caller, CallerKind
-from xtreemos.vo import heads, machines, members, sessions
+from xtreemos.vo import accepting, heads, machines, members, sessions
 from xtreemos.vo.audit import Audit, AuditRecord
 from xtreemos.vo.desk import Account, Desk, Method
 from xtreemos.vo.errors import NotAllowed, Revoked
@@ -80,6 +80,7 @@ class Cda:
             **members.table(self.desk),
             **machines.table(self.desk, node_extra),
             **heads.table(self.desk),
+            **accepting.table(self.desk),
         }
 
     def methods(self) -> dict[str, tuple[frozenset[CallerKind], Handler]]:

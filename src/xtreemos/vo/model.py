@@ -23,6 +23,8 @@ CHALLENGE_S: Final = 120
 INVITE_S: Final = 7 * 86400
 JOIN_S: Final = 86400
 
+ACCEPTED_MAX: Final = 256
+"""Volumes of one other VO that are accepted."""
 GROUPS_MAX: Final = 64
 """Groups of one user."""
 USER_ROLES: Final = frozenset({"member", "admin"})
@@ -120,6 +122,13 @@ class Node(Record, frozen=True, kw_only=True):
     expires_at: int
     generation: int = 0
     issues: tuple[Issue, ...] = ()
+
+
+class Accepted(Record, frozen=True, kw_only=True):
+    """Volumes of another VO whose sharing this VO has accepted, key `accepted.VO` in bucket `pub`."""
+
+    vo: str
+    volumes: tuple[str, ...]
 
 
 class PublicNode(Record, frozen=True, kw_only=True):

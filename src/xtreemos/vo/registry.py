@@ -14,6 +14,7 @@ from xtreemos import names
 from xtreemos.errors import TryLater
 from xtreemos.fabric.errors import KeyExists, RevisionMismatch
 from xtreemos.vo.model import (
+    Accepted,
     AuditHead,
     Node,
     PublicNode,
@@ -152,6 +153,7 @@ class Registry:
         self.audit_heads = Shelf(vo, "audit", AuditHead)
         self.account = Shelf(vo, "account", AccountState)
         self.public_users = Shelf(pub, "user", PublicUser)
+        self.accepted = Shelf(pub, "accepted", Accepted)
         self.public_nodes = Shelf(pub, "node", PublicNode)
         self._vo = vo
         self._pub = pub

@@ -32,6 +32,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     volumes: Mapping[str, VolumeRecord] = {}
     members: Mapping[str, tuple[str, ...]] = {}
     groups: Mapping[str, tuple[str, ...]] = {}
+    accepted: Mapping[str, tuple[str, ...]] = {}
+    """Other VO -> names of its volumes whose sharing this VO has accepted."""
     revoked: Mapping[str, bytes] = {}
     """Records of withdrawn credentials as the registry holds them (`vo.revocation`), by their keys; they only grow."""
 
@@ -90,7 +92,7 @@ def with_record(state: State, key: str, value: bytes | None) -> State:
 
 
 class FolderDirectory:
-    """A directory in a folder: `KEY.json` per record, `members.json`, `groups.json`. For one machine's processes of one user."""
+    """A directory in a folder: `KEY.json` per record, `members.json`, `groups.json`, `accepted.json`. For one machine's processes of one user."""
 
     def __init__(self, folder: Path, *, vo: str, node: str) -> None:
         self.vo = vo
@@ -133,7 +135,7 @@ class FolderDirectory:
         state = State()
         for name, _time in rows:
             text = (self._folder / name).read_bytes()
-            if name in {"members.json", "groups.json"}:
+            if name in {"members.json", "groups.json", "accepted.json"}:
                 table = msgspec.json.decode(text, type=dict[str, tuple[str, ...]])
                 state = msgspec.structs.replace(state, **{name.removesuffix(".json"): table})
             else:

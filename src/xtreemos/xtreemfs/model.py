@@ -223,6 +223,21 @@ class VolumePolicy(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(f"objects of {self.object_bytes} bytes are not whole checksum blocks of {SUM_BYTES}")
 
 
+class Share(msgspec.Struct, frozen=True, array_like=True):
+    """A volume's VO agrees that members of another VO use the volume: to read it, or to write as well."""
+
+    vo: str
+    root_sha256: bytes
+    """Of the other VO's root certificate: a VO that only has the name is not meant."""
+    write: bool
+    until: int
+    """Seconds since 1970; 0: until it is taken back."""
+
+    def is_over(self, now_s: float) -> bool:
+        """Whether its time is over."""
+        return 0 < self.until <= now_s
+
+
 class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
     """DIR: a volume, key `volume.NAME` of bucket `fs`. Its MRC writes it, nobody else."""
 
@@ -235,6 +250,12 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int = 0
     policy: VolumePolicy = VolumePolicy()
     removed: bool = False
+    shares: tuple[Share, ...] = ()
+    """At most one with each other VO."""
+
+    def share_with(self, vo: str, now_s: float) -> Share | None:
+        """Return the agreement with another VO that is in force, None if there is none."""
+        return next((share for share in self.shares if share.vo == vo and not share.is_over(now_s)), None)
 
 
 class MrcRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ import msgspec
 from xtreemos.errors import RemoteError, Unreachable, XosError
 from xtreemos.fabric import rpc
 from xtreemos.foundation.frames import Kind
-from xtreemos.vo.model import PublicUser
+from xtreemos.vo.model import Accepted, PublicUser
 from xtreemos.xtreemfs.directory import AnyRecord, Directory, FolderDirectory, State, key_of, with_record
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class NodeDirectory:
         self.vo = vo
         self.node = node
         self.state = State()
-        self._socket = socket
+        self.socket = socket
         self._calls: list[Callable[[State], None]] = []
         self._synced = asyncio.Event()
 
@@ -47,7 +47,7 @@ class NodeDirectory:
 
     async def put(self, record: AnyRecord) -> None:
         """See `Directory`."""
-        peer = await rpc.connect_unix(self._socket)
+        peer = await rpc.connect_unix(self.socket)
         try:
             params = {"vo": self.vo, "key": key_of(record), "value": msgspec.json.encode(record)}
             await peer.call("dir.put", params, timeout_s=PUT_S)
@@ -64,7 +64,7 @@ class NodeDirectory:
             await asyncio.sleep(AGAIN_S)
 
     async def _follow(self) -> None:
-        peer = await rpc.connect_unix(self._socket)
+        peer = await rpc.connect_unix(self.socket)
         try:
             call = peer.open("dir.watch", {"vo": self.vo})
             state: State | None = State()  # until "synced" what was known before stays in force
@@ -105,6 +105,11 @@ def applied(state: State, key: str, value: Any) -> State:
                 members[name] = user.roles
                 groups[name] = user.groups
             return msgspec.structs.replace(state, members=members, groups=groups)
+        if kind == "accepted":
+            accepted = {vo: volumes for vo, volumes in state.accepted.items() if vo != name}
+            if value is not None:
+                accepted[name] = Accepted.from_bytes(value).volumes
+            return msgspec.structs.replace(state, accepted=accepted)
         if kind == "revoked" and value is not None:
             return msgspec.structs.replace(state, revoked={**state.revoked, key: value})
         return with_record(state, key, value)

@@ -2,6 +2,9 @@
 
 The snapshot is what xosd writes for `userdb` (RUN/userdb.json), so names and numbers are those that programs see. Tickets are kept
 in memory and in a root-only folder of the run directory: a restarted mount process goes on for everybody who works here.
+
+Members of other VOs that this machine serves are guests here, `bob@other`, for volumes that are shared with them. Their log-in's ticket is looked up
+where the mount process of their own VO keeps it, and takes it away when it is withdrawn.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Literal
 from xtreemos.errors import XosError
 from xtreemos.fabric.caller import Caller
 from xtreemos.foundation.files import write_atomically
-from xtreemos.names import check_user
+from xtreemos.names import check_user, check_vo
 from xtreemos.vo.revocation import RevocationSet
 from xtreemos.xtreemfs.model import NOBODY
 from xtreemos.xtreemfs.ticket import Ticket, peek_ticket, session_behind
@@ -40,8 +43,11 @@ class NodeIdentities:
         self.changes = 0
         """How many snapshots were read: numbers may differ from one to the next."""
         self._numbers: dict[tuple[Literal["u", "g"], str], int] = {}
+        self._vos: dict[int, str] = {}
         self._names: dict[tuple[Literal["u", "g"], int], str] = {}
         self._tickets: dict[str, list[tuple[Ticket, bytes]]] = {}
+        self._guests: dict[str, tuple[int, list[tuple[Ticket, bytes]]]] = {}
+        """Guest -> when the file of their tickets was changed, and what is in it."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._load()
 
@@ -63,14 +69,8 @@ class NodeIdentities:
     def _load(self) -> None:
         for path in self._folder.iterdir():
             self._tickets.setdefault(path.name, [])
-            data = path.read_bytes()
-            while data:
-                size = int.from_bytes(data[:4], "big")
-                record, data = data[4 : 4 + size], data[4 + size :]
-                try:
-                    self._add(peek_ticket(record), record)
-                except XosError as error:
-                    log.warning("the ticket in %s is dropped: %s", path, error)
+            for ticket, record in _read(path):
+                self._add(ticket, record)
 
     def withdraw(self, revoked: RevocationSet) -> list[str]:
         """Drop tickets that are over or whose session or user was revoked; return the users who have none left, sorted."""
@@ -90,10 +90,37 @@ class NodeIdentities:
 
     async def ticket(self, uid: int) -> bytes:
         """Return the ticket of who works here as `uid`: the log-in's if there is one, else a job's; b"" if there is none."""
-        user = self.name_of("u", uid)
+        user = self.name_of("u", uid) or ""
         now = self._clock()
-        rows = [row for row in self._tickets.get(user or "", []) if row[0].expires_at > now]
+        held = self._tickets.get(user, []) if "@" not in user else self._of_guest(user)
+        rows = [row for row in held if row[0].expires_at > now]
         return rows[-1][1] if rows else b""
+
+    def guest_of(self, uid: int) -> str:
+        """Return which other VO a local uid is a member of; "" for anybody else."""
+        if not uid:
+            return ""
+        found = self._vos.get(uid)
+        return found if found is not None else (self.name_of("u", uid) or "").partition("@")[2]
+
+    def guest_tickets(self, uid: int) -> list[Ticket]:
+        """Return the tickets of a guest's log-ins that have not ended."""
+        now = self._clock()
+        return [ticket for ticket, _record in self._of_guest(self.name_of("u", uid) or "") if ticket.expires_at > now]
+
+    def _of_guest(self, name: str) -> list[tuple[Ticket, bytes]]:
+        """Return what the mount process of a guest's own VO holds of them for log-ins: a detached job's ticket is good there only."""
+        user, _at, vo = name.partition("@")
+        path = self._folder.parent.parent / check_vo(vo) / self._folder.name / check_user(user)
+        try:
+            changed_ns = path.stat().st_mtime_ns
+            seen, rows = self._guests.get(name, (0, []))
+            if seen != changed_ns:
+                rows = [row for row in _read(path) if not row[0].job]
+                self._guests[name] = (changed_ns, rows)
+        except FileNotFoundError:
+            return []
+        return rows
 
     def local_id(self, kind: Literal["u", "g"], name: str) -> int:
         """Return the uid of a member or the gid of a group on this node, NOBODY if there is none."""
@@ -117,11 +144,12 @@ class NodeIdentities:
             return
         found = json.loads(self._snapshot.read_text())
         rows: list[tuple[Literal["u", "g"], str, int]] = [
-            ("u", row["user"], row["uid"]) for row in found["users"] if row["vo"] == self._vo
+            ("u", row["user"] if row["vo"] == self._vo else f"{row['user']}@{row['vo']}", row["uid"]) for row in found["users"]
         ]
         rows += [("g", row["group"], row["gid"]) for row in found.get("groups", []) if row["vo"] == self._vo]
         self._numbers = {(kind, name): number for kind, name, number in rows}
         self._names = {(kind, number): name for kind, name, number in rows}
+        self._vos = {number: name.partition("@")[2] for kind, name, number in rows if kind == "u"}
         self._seen_ns = changed_ns
         self.changes += 1
 
@@ -151,6 +179,19 @@ class OwnerRoot:
     def name_of(self, kind: Literal["u", "g"], number: int) -> str | None:  # noqa: ARG002
         """Nobody has a name here."""
         return None
+
+
+def _read(path: Path) -> list[tuple[Ticket, bytes]]:
+    """Read a file of tickets; what is none is left out and logged."""
+    data, rows = path.read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:4], "big")
+        record, data = data[4 : 4 + size], data[4 + size :]
+        try:
+            rows.append((peek_ticket(record), record))
+        except XosError as error:
+            log.warning("the ticket in %s is dropped: %s", path, error)
+    return rows
 
 
 def _is_revoked(ticket: Ticket, record: bytes, revoked: RevocationSet) -> bool:

@@ -555,6 +555,19 @@ class SetQuota(Message, frozen=True, array_like=True):
     files_max: int
 
 
+class ShareVolume(Message, frozen=True, array_like=True):
+    """`mrc.share` -> None: members of VO `vo` may use the volume ("r" reading, "rw" writing too), or may no more (""). For administrators.
+
+    `until`: seconds since 1970, 0: for ever. It takes effect when that VO has accepted it as well (`accepted.VO` in its directory).
+    """
+
+    who: Who
+    name: str
+    vo: str
+    mode: Literal["r", "rw", ""]
+    until: int = 0
+
+
 class Follow(Message, frozen=True, array_like=True):
     """`mrc.events`, a call that stays open: EVENTs `Changes` of one volume, from those after number `after` on (-1: from now on)."""
 

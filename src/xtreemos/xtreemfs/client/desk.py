@@ -61,7 +61,7 @@ class Desk:
         """Listen for everybody of this machine."""
         table: dict[str, Callable[[ServerCall], Awaitable[Any]]] = {
             "volumes": self._volumes, "mkvol": self._mkvol, "rmvol": self._rmvol, "volstat": self._volstat, "setquota": self._setquota,
-            "status": self._tell_status, "events": self._events,
+            "status": self._tell_status, "events": self._events, "share": self._share, "shares": self._shares,
         }  # fmt: skip
         self._server = await rpc.serve_unix(path, table, mode=0o666)
 
@@ -137,7 +137,8 @@ class Desk:
 
     def _uid(self, call: ServerCall) -> int:
         uid = call.caller.uid
-        if uid is None or (uid != 0 and self._identities.name_of("u", uid) is None):
+        name = "" if uid is None else self._identities.name_of("u", uid)
+        if uid is None or (uid != 0 and (not name or "@" in name)):
             raise UsageError(
                 f"uid {uid} is no account of VO {self._client.directory.vo} on this machine",
                 "use the account of the grid, for example by ssh",
@@ -189,6 +190,29 @@ class Desk:
             record.mrc, "mrc.setquota", self._uid(call), lambda who: protocol.SetQuota(who, record.name, user, most, files)
         )
         return {}
+
+    async def _share(self, call: ServerCall) -> Any:
+        """Share a volume {name} with VO {other}: {mode} "r", "rw", or "" to end it; {until} seconds since 1970."""
+        record, vo, mode = self._record(str(call.params.get("name"))), str(call.params.get("other")), call.params.get("mode")
+        if mode not in {"r", "rw", ""}:
+            raise UsageError("a volume is shared for reading (r) or for writing too (rw)")
+        until = int(call.params.get("until") or 0)
+        await self._ask(
+            record.mrc, "mrc.share", self._uid(call), lambda who: protocol.ShareVolume(who, record.name, vo, mode, until)
+        )
+        return {}
+
+    async def _shares(self, call: ServerCall) -> Any:
+        """List {given: rows {volume, vo, write, until}, accepted: rows {volume, vo}}."""
+        self._uid(call)
+        state = self._client.directory.state
+        found = [(row.name, share) for row in state.volumes.values() if not row.removed for share in row.shares]
+        given = [
+            {"volume": name, "vo": one.vo, "write": one.write, "until": one.until}
+            for name, one in sorted(found, key=lambda row: (row[0], row[1].vo))
+        ]
+        accepted = [{"volume": volume, "vo": vo} for vo, volumes in sorted(state.accepted.items()) for volume in volumes]
+        return {"given": given, "accepted": accepted}
 
     async def _tell_status(self, call: ServerCall) -> Any:
         """Numbers of this mount, and what its object servers have."""

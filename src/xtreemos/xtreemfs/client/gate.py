@@ -6,6 +6,9 @@ refused at the door, and the kernel forgets what it would answer by itself. File
 
 Groups likewise: a program keeps the group numbers that it was started with, and the kernel goes by them. So one that carries the number of a
 group its user has left is refused, until it ends, whatever belongs to that group or names it in its access list and is not its user's own.
+
+Members of other VOs of this machine are let in to volumes that are shared with theirs, and to nothing else, not even the list of volumes. Whom an
+agreement lets read only is refused here what would change something. All of this the MRC says as well; but it is not asked each time.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import contextlib
 import errno
 import itertools
 import logging
+import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,11 +30,13 @@ from xtreemos.vo.model import Revocation
 from xtreemos.vo.revocation import RevocationSet
 from xtreemos.xtreemfs.directory import State
 from xtreemos.xtreemfs.fuse import acl
+from xtreemos.xtreemfs.fuse import model as m
 from xtreemos.xtreemfs.fuse.constants import Op
 from xtreemos.xtreemfs.fuse.errors import FuseError
 from xtreemos.xtreemfs.fuse.replies import ROUTES
-from xtreemos.xtreemfs.model import NOBODY, volume_of
+from xtreemos.xtreemfs.model import NOBODY, VO_ROOT_INO, Share, volume_of
 from xtreemos.xtreemfs.nodeidentities import NodeIdentities
+from xtreemos.xtreemfs.ticket import Ticket
 
 if TYPE_CHECKING:
     from xtreemos.xtreemfs.client.client import Client
@@ -41,6 +48,26 @@ log = logging.getLogger(__name__)
 LOOK_S: Final = 5.0  # between looks for tickets that have ended by themselves
 OPEN_OPS: Final = {Op.RELEASE, Op.RELEASEDIR, Op.FLUSH, Op.FSYNC}  # ends of what was begun: not for the user but for the data
 
+CHANGES: Final = frozenset(
+    [
+        "setattr",
+        "symlink",
+        "mknod",
+        "mkdir",
+        "unlink",
+        "rmdir",
+        "rename",
+        "link",
+        "write",
+        "setxattr",
+        "removexattr",
+        "create",
+        "fallocate",
+        "copy_file_range",
+        "tmpfile",
+    ]
+)
+_WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 _GROUPS: Final = (acl.GROUP_OBJ, acl.GROUP)
 
 
@@ -56,17 +83,23 @@ class Gate:
         self._groups: Mapping[str, tuple[str, ...]] = {}
         self._left: dict[int, set[int]] = {}
         """Local uid -> gids of groups that its user has left, and that programs may still carry."""
+        self._seen: dict[int, list[Ticket]] = {}
+        """Guest's uid -> tickets that were seen last."""
+        self._shares: dict[int, tuple[Share, ...]] = {}
+        """Volume id -> agreements in force when they were looked at last."""
         for name in {name for op, (name, _encode) in ROUTES.items() if op not in OPEN_OPS}:
-            setattr(operations, name, self._guarded(getattr(operations, name)))
+            setattr(operations, name, self._guarded(getattr(operations, name), changes=name in CHANGES))
         client.directory.on_change(self._on_change)
         self._on_change(client.directory.state)
 
-    def _guarded(self, handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        shut, left = self._shut, self._left
+    def _guarded(self, handler: Callable[[Any], Any], *, changes: bool) -> Callable[[Any], Any]:
+        shut, left, guest_of = self._shut, self._left, self._people.guest_of
 
         def guarded(request: Any) -> Any:
             if request.uid in shut or (request.uid in left and self._is_left_behind(request)):
                 raise FuseError(errno.EACCES)
+            if guest_of(request.uid):
+                self._check_guest(request, changes=changes)
             return handler(request)
 
         return guarded
@@ -74,6 +107,7 @@ class Gate:
     def _on_change(self, state: State) -> None:
         if state.members and state.groups != self._groups:
             self._note_groups(state.groups)
+        self._look_at_shares()
         news = False
         for key, value in state.revoked.items():
             try:
@@ -95,6 +129,42 @@ class Gate:
         if fresh:
             log.info("local users %s have no ticket any more and are shut out", sorted(fresh))
             self._client.start(self._client.coherence.empty_kernel(lambda inode: self._is_of(inode, fresh)))
+
+    # -- guests ----------------------------------------------------------------------------------------------------------
+
+    def _check_guest(self, request: Any, *, changes: bool) -> None:
+        """Refuse what no agreement allows: EACCES, or EROFS to whom it lets read only."""
+        ino = self._client.ino_of(request.nodeid)
+        if ino == VO_ROOT_INO and isinstance(request, m.GetAttr | m.Statx):
+            return  # on the way to a volume
+        volume = volume_of(ino)
+        record = self._client.directory.state.volume_by_id(volume)
+        if record is None and isinstance(request, m.Lookup):  # in the folder of volumes
+            record = self._client.directory.state.volumes.get(request.name.decode("utf-8", "surrogateescape"))
+        share = record.share_with(self._people.guest_of(request.uid), time.time()) if record is not None else None
+        tickets = self._people.guest_tickets(request.uid)
+        if tickets != self._seen.get(request.uid):  # another log-in: who acts under an older one acts under it from now on
+            self._seen[request.uid] = tickets
+            for session in self._client.sessions.values():
+                session.actors.forget(request.uid)
+        if share is None or not tickets:
+            raise FuseError(errno.EACCES)
+        if not share.write and (changes or (isinstance(request, m.Open) and request.flags & _WRITING)):
+            raise FuseError(errno.EROFS)
+
+    def _look_at_shares(self) -> None:
+        """Have the kernel forget volumes that were shared and are no more, or for reading only."""
+        now, old = time.time(), self._shares
+        rows = {
+            row.id: tuple(one for one in row.shares if not one.is_over(now))
+            for row in self._client.directory.state.volumes.values()
+        }
+        self._shares = {volume: shares for volume, shares in rows.items() if shares}
+        gone = {volume for volume, shares in old.items() if set(shares) - set(self._shares.get(volume, ()))}
+        if gone:
+            for session in self._client.sessions.values():
+                session.actors.forget()
+            self._client.start(self._client.coherence.empty_kernel(lambda inode: volume_of(inode.ino) in gone))
 
     # -- groups ----------------------------------------------------------------------------------------------------------
 
@@ -174,6 +244,7 @@ class Gate:
             await asyncio.sleep(LOOK_S)
             self.look()
             self._look_at_numbers()
+            self._look_at_shares()
 
 
 def _credentials(pid: int) -> tuple[set[int], set[int]]:

@@ -17,6 +17,8 @@ from xtreemos.xtreemfs.mrc.model import READ, SEARCH, WRITE, Cred, Inode
 def may(inode: Inode, cred: Cred, want: int) -> bool:
     """Whether `cred` has all of `want` (bits READ, WRITE, SEARCH; SEARCH of a file is execution)."""
     mode = inode.mode
+    if cred.reader and want & WRITE:
+        return False
     if cred.root:
         return not want & SEARCH or stat.S_ISDIR(mode) or bool(mode & 0o111)
     if cred.uid == inode.uid:
@@ -36,7 +38,7 @@ def require(inode: Inode, cred: Cred, want: int) -> None:
 
 def owns(inode: Inode, cred: Cred) -> bool:
     """Whether `cred` is the owner or has root's powers."""
-    return cred.root or cred.uid == inode.uid
+    return not cred.reader and (cred.root or cred.uid == inode.uid)
 
 
 def require_owner(inode: Inode, cred: Cred) -> None:

@@ -15,8 +15,9 @@ import msgspec
 from xtreemos.errors import PermissionRefused, XosError
 from xtreemos.fabric.rpc import Peer
 from xtreemos.xtreemfs.errors import ActorUnknown, FsError, TicketRefused
-from xtreemos.xtreemfs.model import NOBODY, volume_of
+from xtreemos.xtreemfs.model import NOBODY, Share, volume_of
 from xtreemos.xtreemfs.mrc.model import Cred
+from xtreemos.xtreemfs.neighbours import home_of
 from xtreemos.xtreemfs.protocol import Act, Acting, Who
 
 ACTORS_MAX: Final = 4096  # of one connection; the oldest goes
@@ -70,7 +71,12 @@ class Actor(msgspec.Struct, frozen=True):
     @property
     def is_admin(self) -> bool:
         """Whether it administers the VO."""
-        return ADMIN_ROLE in self.roles
+        return ADMIN_ROLE in self.roles and not self.guest_of
+
+    @property
+    def guest_of(self) -> str:
+        """The other VO that it comes from; "" for a member."""
+        return home_of(self.user)
 
 
 class _Local(msgspec.Struct, frozen=True):
@@ -91,6 +97,7 @@ class Actors:
         owner_of: Callable[[int], str | None],
         roles_of: Callable[[str], frozenset[str]],
         groups_of: Callable[[str], tuple[str, ...]],
+        share: Callable[[str, int], Share | None],
         audit: Audit,
         clock: Callable[[], float],
     ) -> None:
@@ -102,6 +109,7 @@ class Actors:
             owner_of: volume id -> its owner's name, None if there is no such volume.
             roles_of: user -> roles, for a server without tickets.
             groups_of: user -> groups of the VO they are in now.
+            share: (other VO, volume id) -> the agreement that is in force now, None if there is none.
             audit: takes refusals.
             clock: seconds since 1970.
         """
@@ -110,6 +118,7 @@ class Actors:
         self._owner_of = owner_of
         self._roles_of = roles_of
         self._groups_of = groups_of
+        self.share = share
         self._audit = audit
         self._clock = clock
         self._tables: dict[Peer, dict[int, Actor]] = {}
@@ -162,7 +171,7 @@ class Actors:
             raise FsError(errno.ENOENT, "there is no such volume here")
         if self._verify is None and not held.user:
             return  # the machine's own root, on a server without a grid
-        if not held.user or (held.user != owner and ADMIN_ROLE not in held.roles):
+        if not held.user or home_of(held.user) or (held.user != owner and ADMIN_ROLE not in held.roles):
             who = held.user or "nobody"
             raise PermissionRefused(f"{who} does not own the volume", "only its owner or an administrator may act as its root")
 
@@ -183,6 +192,13 @@ class Actors:
             cred = self._cred(actor.user, groups, root=bool(actor.root_of))
             actor = table[who.actor] = msgspec.structs.replace(actor, groups=groups, cred=cred)
         return actor
+
+    def _guest_cred(self, peer: Peer, actor: Actor, volume: int) -> Cred:
+        share = self.share(actor.guest_of, volume)
+        if share is None:
+            self._audit(str(peer.caller), "mrc.guest", f"volume {volume} is not shared with VO {actor.guest_of}, of {actor.user}")
+            raise FsError(errno.EACCES, "the volume is not shared with your VO")
+        return actor.cred if share.write else msgspec.structs.replace(actor.cred, reader=True)
 
     def judge_again(self, kind: str, name: str) -> None:
         """Something was withdrawn: judge the tickets of its actors again, and end those whose ticket is good no more (audited).
@@ -205,6 +221,8 @@ class Actors:
     def cred(self, peer: Peer, who: Who, ino: int) -> Cred:
         """Return the principals to act as on an inode; raises as `get`, and FsError(EACCES) for a root outside its volume (audited)."""
         actor = self.get(peer, who)
+        if actor.guest_of:
+            return self._guest_cred(peer, actor, volume_of(ino))
         if not actor.root_of:
             return actor.cred
         if volume_of(ino) != actor.root_of:

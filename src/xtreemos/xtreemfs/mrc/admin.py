@@ -14,15 +14,17 @@ import msgspec
 
 from xtreemos.errors import PermissionRefused, UsageError, XosError
 from xtreemos.fabric.rpc import Handler, ServerCall
+from xtreemos.names import check_vo
 from xtreemos.xtreemfs import calls
 from xtreemos.xtreemfs import protocol as p
 from xtreemos.xtreemfs.errors import FsError, VolumeUnknown
-from xtreemos.xtreemfs.model import Principal, VolumePolicy, VolumeRecord
+from xtreemos.xtreemfs.model import Principal, Share, VolumePolicy, VolumeRecord
 from xtreemos.xtreemfs.mrc import commands as do
 from xtreemos.xtreemfs.mrc.actors import Actor, Audit
 from xtreemos.xtreemfs.mrc.events import Events
 from xtreemos.xtreemfs.mrc.model import HOME_PREFIX, VOLUME_ID_MAX, VOLUME_NAME, Usage, Volume, new_volume_record
 from xtreemos.xtreemfs.mrc.serving import Core
+from xtreemos.xtreemfs.neighbours import Neighbours
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +37,11 @@ _POLICY_FIELDS: Final = frozenset(VolumePolicy.__struct_fields__)
 class Admin:
     """The methods; `handlers` is their table. It also keeps `core.volumes` in step."""
 
-    def __init__(self, core: Core, events: Events, audit: Audit, status: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self, core: Core, events: Events, audit: Audit, status: Callable[[], dict[str, Any]], neighbours: Neighbours
+    ) -> None:
         self._core = core
+        self._neighbours = neighbours
         self._events = events
         self._audit = audit
         self._status = status
@@ -47,7 +52,7 @@ class Admin:
         """Return method -> handler."""
         return {
             "mrc.mkvol": self.mkvol, "mrc.rmvol": self.rmvol, "mrc.names": self.names, "mrc.numbers": self.numbers_of, "mrc.volstat": self.volstat,
-            "mrc.setquota": self.setquota, "mrc.events": self.events, "mrc.status": self.status,
+            "mrc.share": self.share, "mrc.setquota": self.setquota, "mrc.events": self.events, "mrc.status": self.status,
         }  # fmt: skip
 
     # -- volumes ---------------------------------------------------------------------------------------------------------
@@ -85,8 +90,8 @@ class Admin:
 
     def _user(self, call: ServerCall, who: p.Who) -> Actor:
         actor = self._core.actors.get(call.peer, who)
-        if not actor.user:
-            self._audit(str(call.caller), call.method, "nobody may not do this")
+        if not actor.user or actor.guest_of:
+            self._audit(str(call.caller), call.method, f"{actor.user or 'nobody'} may not do this")
             raise PermissionRefused("that takes a user of the VO", "log in first")
         return actor
 
@@ -188,6 +193,8 @@ class Admin:
         row = self._volume(m.name)
         actor = self._core.actors.get(call.peer, m.who)
         state, volume = self._core.state, row.record.id
+        if actor.guest_of and self._core.actors.share(actor.guest_of, volume) is None:
+            raise VolumeUnknown(f"volume {m.name[:64]!r} is not shared with VO {actor.guest_of}", "`xos fs shares` lists what is")
         limit, used = Usage(row.quota_bytes, row.quota_files), state.usage(volume, None)
         rows = [p.QuotaRow("", used.bytes, used.files, limit.bytes, limit.files)]
         mine = None if actor.user == row.record.owner or actor.is_admin or actor.root_of == volume else actor.cred.uid
@@ -213,6 +220,20 @@ class Admin:
         if owner < 0 and changed.state == "live":
             await self._core.directory.put(changed.record)
 
+    async def share(self, call: ServerCall) -> None:
+        """Share a volume with another VO, or end that at once: for administrators."""
+        m = calls.message_of(call.params, p.ShareVolume)
+        row, actor = self._volume(m.name), self._core.actors.get(call.peer, m.who)
+        if not actor.is_admin:
+            self._audit(str(call.caller), call.method, f"{actor.user or 'nobody'} is no administrator")
+            raise PermissionRefused("volumes are shared between VOs by administrators", "ask one of the VO that owns it")
+        share = Share(check_vo(m.vo), self._neighbours.root_of(m.vo), m.mode == "rw", m.until) if m.mode else None
+        changed = self._core.execute(do.SetShare(row.record.id, m.vo, share))
+        self._core.note_volume(changed)
+        await self._core.leasing.ordered(None)
+        if changed.state == "live":
+            await self._core.directory.put(changed.record)
+
     async def names(self, call: ServerCall) -> list[Principal]:
         """Who numbers stand for."""
         m = calls.message_of(call.params, p.Names)
@@ -231,7 +252,9 @@ class Admin:
             raise FsError(errno.E2BIG)
         state = self._core.directory.state
         real = {"u": set(state.members), "g": {group for groups in state.groups.values() for group in groups}}
-        known = tuple(row for row in m.names if row[1] in real.get(row[0], ()))
+        known = tuple(
+            row for row in m.names if row[1] in real.get(row[0], ()) or (row[0] == "u" and self._neighbours.is_guest(row[1]))
+        )
         given = dict(zip(known, self.numbers(known), strict=True)) if known else {}
         return await self._core.leasing.ordered([given.get(row, -1) for row in m.names])  # type: ignore[no-any-return]
 

@@ -51,6 +51,8 @@ def set_attr(state: State, c: do.SetAttr) -> Inode:
 
 def _check_set_attr(inode: Inode, c: do.SetAttr) -> None:
     cred = c.cred
+    if cred.reader:
+        raise FsError(errno.EROFS)
     if c.size >= 0:
         if inode.is_dir:
             raise FsError(errno.EISDIR)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from xtreemos.xtreemfs.model import Layout, VolumeRecord
+from xtreemos.xtreemfs.model import Layout, Share, VolumeRecord
 from xtreemos.xtreemfs.mrc.model import Cred
 
 
@@ -243,9 +243,17 @@ class Once(Command, frozen=True, array_like=True, tag=23):
     change: Changing
 
 
+class SetShare(Command, frozen=True, array_like=True, tag=24):
+    """The agreement about a volume with one other VO, in the place of an older one; `share` None: there is none any more."""
+
+    volume: int
+    vo: str
+    share: Share | None
+
+
 AnyCommand = (
     Create | Link | Unlink | Rename | SetAttr | Update | SetXattr | RemoveXattr | Free | Writer | WritersDone | OpenSession | CloseSession
-    | Epochs | Principals | MakeVolume | VolumeTold | RemoveVolume | Purge | Deleted | SetQuota | Promise | Once
+    | Epochs | Principals | MakeVolume | VolumeTold | RemoveVolume | Purge | Deleted | SetQuota | Promise | Once | SetShare
 )  # fmt: skip
 
 encode = msgspec.msgpack.Encoder().encode

@@ -37,6 +37,7 @@ _HANDLERS: Final[dict[type[do.Command], Callable[[State, Any], Any]]] = {
     do.Deleted: volumes.deleted,
     do.SetQuota: volumes.set_quota,
     do.Promise: quota.promise,
+    do.SetShare: volumes.set_share,
 }
 
 

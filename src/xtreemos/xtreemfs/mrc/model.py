@@ -94,12 +94,16 @@ class Name(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Cred(msgspec.Struct, frozen=True, array_like=True):
-    """Who acts, in principals (or plain ids on a mount as root). `root`: holds the powers of uid 0 in this volume."""
+    """Who acts, in principals (or plain ids on a mount as root). `root`: holds the powers of uid 0 in this volume.
+
+    `reader`: changes nothing, whatever mode bits, ACLs and owners say.
+    """
 
     uid: int
     gid: int
     groups: tuple[int, ...] = ()
     root: bool = False
+    reader: bool = False
 
     def in_group(self, gid: int) -> bool:
         """Whether `gid` is one of its groups."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,7 @@ from xtreemos.xtreemfs.doors import Doors, serve_until
 from xtreemos.xtreemfs.errors import FsError
 from xtreemos.xtreemfs.lease import locks
 from xtreemos.xtreemfs.lease import table_model as table
-from xtreemos.xtreemfs.model import Level, MrcRecord
+from xtreemos.xtreemfs.model import Level, MrcRecord, Share
 from xtreemos.xtreemfs.mrc import schema
 from xtreemos.xtreemfs.mrc.actors import Actors, Ticketed, VerifyTicket
 from xtreemos.xtreemfs.mrc.admin import Admin
@@ -38,9 +38,11 @@ from xtreemos.xtreemfs.mrc.serving import Core
 from xtreemos.xtreemfs.mrc.state import State as Reading
 from xtreemos.xtreemfs.mrc.store import Lock, Store, open_store
 from xtreemos.xtreemfs.mrc.worker import Worker
+from xtreemos.xtreemfs.neighbours import Neighbour, Neighbours, open_neighbour
+from xtreemos.xtreemfs.nodedirectory import NodeDirectory
 from xtreemos.xtreemfs.protocol import LockRow
 from xtreemos.xtreemfs.striping import OsdConnections
-from xtreemos.xtreemfs.ticket import chain_judge, verify_ticket
+from xtreemos.xtreemfs.ticket import chain_judge, peek_ticket, verify_ticket
 
 log = logging.getLogger(__name__)
 
@@ -99,13 +101,21 @@ def _writer_rows(store: Store) -> list[table.Writer]:
 class Server:
     """Make it inside the event loop, `start`, then `run` for ever; `close` commits everything and ends it."""
 
-    def __init__(self, options: Options, directory: Directory, *, verify: VerifyTicket | None = None) -> None:
+    def __init__(
+        self,
+        options: Options,
+        directory: Directory,
+        *,
+        verify: VerifyTicket | None = None,
+        neighbour: Callable[[str], Neighbour | None] | None = None,
+    ) -> None:
         """Open the store and recover.
 
         Args:
             options: see there.
             directory: of the VO.
             verify: judge of tickets; by default the VO's own where there is a credential, and none where there is not.
+            neighbour: opens another VO by name; by default those that this node is a resource of.
 
         Raises:
             FolderInUse, LogDamaged, StoreBroken: it cannot start.
@@ -128,6 +138,7 @@ class Server:
         self._started_s = time.time()
         self.broken: asyncio.Future[XosError] = asyncio.get_running_loop().create_future()
         """Done when the disk failed: the process must end."""
+        self.neighbours = Neighbours(directory, neighbour or self._neighbour, self._was_withdrawn)
         self._wire(verify or (self._verify if self._doors.has_identity else None))
 
     def _wire(self, verify: VerifyTicket | None) -> None:
@@ -144,6 +155,7 @@ class Server:
             owner_of=lambda volume: row.owner if (row := self.core.volumes.get(volume)) else None,
             roles_of=lambda user: frozenset(directory.state.members.get(user, ("member",))),
             groups_of=lambda user: directory.state.groups.get(user, ()),
+            share=self._share,
             audit=self._refuse,
             clock=time.time,
         )
@@ -154,7 +166,7 @@ class Server:
         self.locking = Locking(self.core, grace=bool(sessions))
         self.opening = Opening(self.core, self._refuse, self._reclaim)
         self.files, self.attrs = Files(self.core), Attrs(self.core)
-        self.admin = Admin(self.core, self.events, self._refuse, self.status)
+        self.admin = Admin(self.core, self.events, self._refuse, self.status, self.neighbours)
         self.worker.begin(self.core, self.opening, self.locking)
         if not sessions:
             self.worker.look_at_orphans()
@@ -196,8 +208,23 @@ class Server:
     # -- tickets, keys, connections --------------------------------------------------------------------------------------
 
     def _verify(self, ticket: bytes, node: str) -> Ticketed:
+        if peek_ticket(ticket).vo != self._directory.vo:
+            return self.neighbours.verify(ticket, node)
         judge = chain_judge(lambda: self._doors.identity().trust, self._doors.revoked)
         return verify_ticket(ticket, vo=self._directory.vo, node=node, now_s=time.time(), verify_chain=judge)
+
+    def _neighbour(self, vo: str) -> Neighbour | None:
+        directory, credential = self._directory, self._options.credential
+        if credential is None or not isinstance(directory, NodeDirectory):
+            return None
+        socket = directory.socket
+        return open_neighbour(
+            vo, credential=credential, open_directory=lambda name: NodeDirectory(socket, vo=name, node=directory.node)
+        )
+
+    def _share(self, vo: str, volume: int) -> Share | None:
+        record = self.core.volumes.get(volume)
+        return self.neighbours.share(vo, record) if record is not None else None
 
     def _was_withdrawn(self, kind: str, name: str) -> None:
         self.actors.judge_again(kind, name)
@@ -244,6 +271,7 @@ class Server:
     async def close(self) -> None:
         """Serve no more; commit and close everything."""
         await self._doors.close()
+        await self.neighbours.close()
         await self.worker.close()
         self.journal.close()
         self.audit.close()

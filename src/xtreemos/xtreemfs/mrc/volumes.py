@@ -27,6 +27,7 @@ from xtreemos.xtreemfs.mrc.model import (
 )
 from xtreemos.xtreemfs.mrc.state import State
 
+SHARES_MAX: Final = 32  # VOs that one volume is shared with
 _PRINCIPALS: Final = FIRST_PRINCIPAL  # how many numbers there are: 2^30 up to 2^31, so that they fit a signed 32-bit uid
 
 
@@ -132,6 +133,18 @@ def set_quota(state: State, c: do.SetQuota) -> None:
     policy = msgspec.structs.replace(row.record.policy, quota_bytes=c.bytes, quota_files=c.files)
     record = msgspec.structs.replace(row.record, policy=policy)
     state.put_volume(msgspec.structs.replace(row, record=record, quota_bytes=c.bytes, quota_files=c.files))
+
+
+def set_share(state: State, c: do.SetShare) -> Volume:
+    """See `commands.SetShare`. EINVAL: a home, or too many."""
+    row = _live(state, c.volume)
+    others = tuple(share for share in row.record.shares if share.vo != c.vo)
+    if c.share is not None and (row.record.kind == "home" or len(others) >= SHARES_MAX):
+        raise FsError(errno.EINVAL, f"a home is not shared, and another volume with {SHARES_MAX} VOs at most")
+    record = msgspec.structs.replace(row.record, shares=(*others, c.share) if c.share is not None else others)
+    row = msgspec.structs.replace(row, record=record)
+    state.put_volume(row)
+    return row
 
 
 def principals(state: State, c: do.Principals) -> list[int]:
