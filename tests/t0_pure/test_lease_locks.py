@@ -146,6 +146,26 @@ def test_a_reclaim_tells_what_others_have_meanwhile_and_drops_what_is_not_claime
     assert asker.locks.on(Reclaim("a", ())) == [Reclaimed("a", ()), Got(4, True)]
 
 
+def test_a_lock_that_others_had_and_gave_back_meanwhile_is_lost_all_the_same():
+    asker = Asker()
+    asker.lock("a", 1, 0, 9, True)
+    asker.lock("a", 1, 20, 29, False)
+    asker.locks.on(ClientGone("a"))
+    asker.lock("b", 2, 5, 6, True)
+    asker.lock("b", 2, 20, 29, False)
+    asker.unlock("b", 2)
+    assert asker.locks.on(Reclaim("a", (row(1, 0, 9, True), row(1, 20, 29, False)))) == [Reclaimed("a", (row(1, 0, 9, True),))]
+    assert asker.spans("a", 1) == [(20, 29, False)]
+
+
+def test_nothing_is_kept_of_a_client_that_is_forgotten():
+    asker = Asker()
+    asker.lock("a", 1, 0, 9, True)
+    asker.locks.on(ClientGone("a"))
+    asker.locks.on(ClientGone("a", forever=True))
+    assert asker.locks.on(Reclaim("a", (row(1, 0, 9, True),))) == [Reclaimed("a", (row(1, 0, 9, True),))]
+
+
 SIZE = 12
 STEP = st.tuples(
     st.sampled_from(["read", "write", "unlock", "gone", "all"]),

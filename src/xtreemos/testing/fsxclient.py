@@ -126,6 +126,7 @@ class LocalClient:
         return Answer(size=os.fstat(fd).st_size)
 
     def _copy(self, op: Op, fd: int) -> Answer:
+        os.fstat(fd)  # as cp does: a kernel takes the length that it knows, and another client may have made it longer
         target, done = self._fds[op.other], 0
         while done < op.length:
             count = os.copy_file_range(fd, target, op.length - done, op.offset + done, op.to + done)
@@ -135,6 +136,7 @@ class LocalClient:
         return Answer(size=os.fstat(target).st_size)
 
     def _sendfile(self, op: Op, fd: int) -> Answer:
+        os.fstat(fd)  # see _copy
         target, done = self._fds[op.other], 0
         os.lseek(target, op.to, os.SEEK_SET)
         while done < op.length:

@@ -60,9 +60,10 @@ class Unlock(Event, frozen=True):
 
 
 class ClientGone(Event, frozen=True):
-    """A client's session has expired or ended."""
+    """A client's session has expired, or (`forever`) ended."""
 
     client: str
+    forever: bool = False
 
 
 class Reclaim(Event, frozen=True):
@@ -113,6 +114,8 @@ class _File:
     held: dict[Owner, list[Span]] = field(default_factory=dict)
     """Sorted, disjoint; neighbours of the same sort are one."""
     waiting: list[Lock] = field(default_factory=list)
+    gone: dict[Owner, list[Span]] = field(default_factory=dict)
+    """What clients had whose sessions expired, as long as nobody had any of it since: only so much may come back."""
 
 
 class Locks:
@@ -180,6 +183,7 @@ class Locks:
         owner = (event.client, row.owner)
         before = file.held.get(owner, [])
         file.held[owner] = _with(before, (row.start, row.end, row.write, row.pid))
+        file.gone = {other: [span for span in spans if not _collides(span, row)] for other, spans in file.gone.items()}
         self._out.append(Got(event.request, got=True))
         if before and not row.write:
             self._wake(file)  # what was a write lock lets readers in now
@@ -234,7 +238,7 @@ class Locks:
         self._clean(event.ino, event.kind, file)
 
     def _clean(self, ino: int, kind: str, file: _File) -> None:
-        if not file.held and not file.waiting:
+        if not file.held and not file.waiting and not file.gone:
             del self._files[ino, kind]
 
     # ---------------------------------------------------------------------------------------------------------- clients
@@ -245,22 +249,36 @@ class Locks:
         for request in [row.request for row in (self._early or {}).values() if row.client == event.client]:
             self._on_cancel(Cancel(request))
         for (ino, kind), file in list(self._files.items()):
+            file.gone = {owner: spans for owner, spans in file.gone.items() if owner[0] != event.client}
             gone = [owner for owner in file.held if owner[0] == event.client]
             for owner in gone:
-                del file.held[owner]
-            if gone:
-                self._wake(file)
-                self._clean(ino, kind, file)
+                spans = file.held.pop(owner)
+                if not event.forever:
+                    file.gone[owner] = spans
+            self._wake(file)
+            self._clean(ino, kind, file)
 
     def _on_reclaim(self, event: Reclaim) -> None:
-        """Locks that it still has are kept, those that it did not mention go: their unlock was lost with the connection."""
+        """Locks that it still has are kept, those that it did not mention go: their unlock was lost with the connection.
+
+        One whose session had expired gets back what nobody had meanwhile; that others have given it back already does not help.
+        """
+        lost = [row for row in event.rows if not self._is_known(event.client, row)]
         for file in self._files.values():
             file.held = {owner: spans for owner, spans in file.held.items() if owner[0] != event.client}
-        lost = [row for row in event.rows if not self._restore(event.client, row)]
+            file.gone = {owner: spans for owner, spans in file.gone.items() if owner[0] != event.client}
+        lost += [row for row in event.rows if row not in lost and not self._restore(event.client, row)]
         self._out.append(Reclaimed(event.client, tuple(lost)))
         for (ino, kind), file in list(self._files.items()):
             self._wake(file)
             self._clean(ino, kind, file)
+
+    def _is_known(self, client: str, row: LockRow) -> bool:
+        """Tell whether nobody can have had the lock since the client got it; just after a restart the client is believed."""
+        if self._early is not None:
+            return True
+        file, owner = self._files.get((row.ino, row.kind)), (client, row.owner)
+        return file is not None and (owner in file.held or _covers(file.gone.get(owner, []), row))
 
     def _restore(self, client: str, row: LockRow) -> bool:
         file = self._files.setdefault((row.ino, row.kind), _File())
@@ -282,8 +300,19 @@ def _blockers(file: _File, client: str, row: LockRow) -> Iterator[tuple[Owner, S
         if owner == (client, row.owner):
             continue
         for span in spans:
-            if span[0] <= row.end and row.start <= span[1] and (row.write or span[2]):
+            if _collides(span, row):
                 yield owner, span
+
+
+def _collides(span: Span, row: LockRow) -> bool:
+    return span[0] <= row.end and row.start <= span[1] and (row.write or span[2])
+
+
+def _covers(spans: list[Span], row: LockRow) -> bool:
+    at = row.start
+    for first, last, _write, _pid in spans:
+        at = last + 1 if first <= at <= last else at
+    return at > row.end
 
 
 def _without(spans: list[Span], start: int, end: int) -> Iterator[Span]:

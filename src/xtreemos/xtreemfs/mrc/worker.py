@@ -105,7 +105,7 @@ class Worker:
 
     def forgotten(self, client: str) -> None:
         """See `Hooks`."""
-        self.locking.feed(locks.ClientGone(client))
+        self.locking.feed(locks.ClientGone(client, forever=True))
         self.core.gone(client)
         self.opening.nodes.pop(client, None)
         self.core.execute(do.CloseSession(client))
