@@ -11,6 +11,7 @@ import pytest
 
 from xtreemos.xtreemfs.client.data import FileData
 from xtreemos.xtreemfs.client.inodes import Inode
+from xtreemos.xtreemfs.client.ledger import Ledger
 from xtreemos.xtreemfs.client.store import DataStore
 from xtreemos.xtreemfs.fuse.errors import FuseError
 from xtreemos.xtreemfs.model import Attr, Layout, Replica
@@ -63,7 +64,7 @@ def opened() -> tuple[FileData, LateOsd, Lease]:
     osd, lease = LateOsd(), Lease()
     inode = Inode(7, Attr(7, 0o100644, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1))
     inode.layout = Layout(1, 1 << 20, (Replica(("n1",)),))
-    return FileData(inode, DataStore(osd, lambda _ino: lease)), osd, lease
+    return FileData(inode, DataStore(osd, lambda _ino: lease, Ledger())), osd, lease
 
 
 def test_bytes_that_were_given_up_never_go_out_under_a_later_lease():
