@@ -250,7 +250,14 @@ class AttrOps(FileOps):
         ino = self.client.ino_of(q.nodeid)
         if ino == VO_ROOT_INO:
             raise FuseError(errno.EPERM)
-        return self._change_xattr(ino, q, "mrc.removexattr", lambda who: p.RemoveXattr(who, ino, q.name, time.time_ns()), q.name)
+        return self._removexattr_later(ino, q)
+
+    async def _removexattr_later(self, ino: int, q: m.RemoveXattr) -> None:
+        try:
+            await self._change_xattr(ino, q, "mrc.removexattr", lambda who: p.RemoveXattr(who, ino, q.name, time.time_ns()), q.name)
+        except FuseError as error:
+            if error.errno != errno.ENODATA or q.name not in ACLS:  # to remove an ACL that is not there is no error on Linux
+                raise
 
     async def _change_xattr(
         self, ino: int, q: m.Request, method: str, make: Callable[[p.Who], msgspec.Struct], name: bytes
