@@ -165,6 +165,7 @@ def test_a_job_that_writes_and_syncs_loses_nothing_when_servers_are_killed(grid)
 def test_what_cannot_be_reached_fails_in_time_and_works_again_later(grid):
     forget(grid, "n2", "bob")
     grid.out("touch ~/t5-there")
+    grid.out("ls", user="bob")  # n1 has it in its cache: bob's shell there is not what waits
     stopped = grid.pid("n1", "mrc.demo")
     grid.out(f"kill -STOP {stopped}", user=None)
     try:

@@ -134,7 +134,8 @@ class Link:
             peer = self.peer or await self._connected(end)
             call: ClientCall | None = None
             try:
-                call = await begin(peer, uncertain=uncertain)
+                async with asyncio.timeout_at(end):  # it may have to show a ticket first
+                    call = await begin(peer, uncertain=uncertain)
                 body = await _patient(call.result, end)
                 return Done(body, call.tail, call.fds)
             except RemoteError as error:
