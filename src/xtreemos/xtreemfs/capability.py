@@ -21,7 +21,7 @@ from nacl.exceptions import BadSignatureError
 from nacl.exceptions import ValueError as NaclValueError
 from nacl.signing import SigningKey, VerifyKey
 
-from xtreemos.xtreemfs.errors import CapabilityRefused, FsError
+from xtreemos.xtreemfs.errors import CapabilityRefused, FsError, SignerUnknown
 from xtreemos.xtreemfs.model import Capability, SessionToken
 
 CAPABILITY_DOMAIN = b"xos-capability-v1|"
@@ -116,7 +116,7 @@ class Verifier:
             raise CapabilityRefused(f"the {what} is of VO {value.vo[:64]}, not {self._vo}")
         keys = self._keys(value.mrc)
         if not keys:
-            raise CapabilityRefused(f"the {what} is signed by {value.mrc[:64]}, which is no known MRC of this VO", "try again soon")
+            raise SignerUnknown(f"the {what} is signed by {value.mrc[:64]}, which is no known MRC of this VO", "try again soon")
         if not any(_signed_by(key, signature, domain + body) for key in keys):
             raise CapabilityRefused(f"the {what} was not signed by the MRC on {value.mrc}, or was changed afterwards")
         return value

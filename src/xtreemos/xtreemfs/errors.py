@@ -55,6 +55,12 @@ class CapabilityRefused(XosError):
     exit_code = 77
 
 
+class SignerUnknown(CapabilityRefused):
+    """A capability or session token names an MRC that the directory does not know, or not yet. Nothing was done; it is audited."""
+
+    code = "signer-unknown"
+
+
 class TicketRefused(XosError):
     """A ticket (a user's permission for a node to act for them) is forged, expired, revoked or for another node. Nothing was done."""
 

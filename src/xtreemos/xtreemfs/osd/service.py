@@ -22,7 +22,7 @@ from xtreemos.vo.audit import Audit, AuditRecord
 from xtreemos.xtreemfs.calls import message_of
 from xtreemos.xtreemfs.capability import Fence, Verifier, check_fence, check_rights
 from xtreemos.xtreemfs.directory import Directory, State
-from xtreemos.xtreemfs.errors import CapabilityRefused, FsError
+from xtreemos.xtreemfs.errors import CapabilityRefused, FsError, SignerUnknown
 from xtreemos.xtreemfs.model import FILE_BYTES_MAX, WIDTH_MAX, Capability, MrcRecord
 from xtreemos.xtreemfs.osd.blocks import sums_of
 from xtreemos.xtreemfs.osd.column import Column
@@ -57,6 +57,8 @@ INOS_MAX = 10_000
 AUDITED_MAX = 256
 """The same refusal is audited once in AUDIT_AGAIN_S, and so many kinds are remembered: a mad client must not fill the disk."""
 AUDIT_AGAIN_S = 60.0
+SIGNER_WAIT_S = 2.0
+"""A request whose signer is not known (yet) waits so long for the directory to tell of it."""
 
 
 class Service:
@@ -77,6 +79,7 @@ class Service:
         self.last_request_s = 0.0
         self.status: Callable[[], dict[str, Any]] = dict
         self._mrcs: Mapping[str, MrcRecord] = {}
+        self._told = asyncio.Event()  # of other MRCs than before; a new one each time
         self._verifier = Verifier(directory.vo, self._keys)
         directory.on_change(self._changed)
 
@@ -88,6 +91,16 @@ class Service:
         if state.mrcs != self._mrcs:
             self._mrcs = state.mrcs
             self._verifier.forget()
+            self._told.set()
+            self._told = asyncio.Event()
+
+    async def _hear_more(self) -> bool:
+        """Wait for news of MRCs: one that has just come up may serve clients before the directory has told us of it."""
+        try:
+            await asyncio.wait_for(self._told.wait(), SIGNER_WAIT_S)
+        except TimeoutError:
+            return False
+        return True
 
     def handlers(self) -> dict[str, Handler]:
         """The table for a listener."""
@@ -114,6 +127,12 @@ class Service:
             try:
                 if call.caller.kind not in ("node", "local") or (call.caller.kind == "local" and call.caller.uid != 0):
                     raise CapabilityRefused(f"{call.caller} is no node of this VO")
+                try:
+                    async with self._running:
+                        return await handler(call)
+                except SignerUnknown:  # rights come first, so nothing was done
+                    if not await self._hear_more():
+                        raise
                 async with self._running:
                     return await handler(call)
             except CapabilityRefused as error:
