@@ -488,8 +488,8 @@ class LocalJobs:
         (folder / "spool").mkdir(parents=True, exist_ok=True, mode=0o700)
         group = cgroup_path(self.cgroups.tag, running.key)
         tasks = stdio == "tasks"
-        described = replace(self._sandbox(spec, uid, home, folder, group, netns, fds), work=work)
-        bundle = sandbox.write_bundle(folder, replace(described, serves_tasks=tasks) if tasks else described)
+        described = replace(self._sandbox(spec, uid, home, folder, group, netns, fds), work=work, serves_tasks=tasks)
+        bundle = sandbox.write_bundle(folder, described)
         return {
             "job": running.key,
             "bundle": str(bundle),

@@ -146,7 +146,7 @@ class Admin:
                 return other
             raise
         core.note_volume(core.execute(do.VolumeTold(record.id)))
-        return await core.leasing.ordered(record)  # type: ignore[no-any-return]
+        return await core.leasing.ordered(record)
 
     async def tell_all(self) -> None:
         """Tell DIR what a crash or its absence left untold: new volumes, and those that were removed."""
@@ -203,7 +203,7 @@ class Admin:
                 used, limit = state.usage(volume, owner), state.limits(volume, owner)
                 found = state.principal(owner)
                 rows.append(p.QuotaRow(found[1] if found else str(owner), used.bytes, used.files, limit.bytes, limit.files))
-        return await self._core.leasing.ordered(p.Quotas(tuple(rows)))  # type: ignore[no-any-return]
+        return await self._core.leasing.ordered(p.Quotas(tuple(rows)))
 
     async def setquota(self, call: ServerCall) -> None:
         """Limits of a volume, or of one user in it."""
@@ -241,7 +241,7 @@ class Admin:
             raise FsError(errno.E2BIG)
         state = self._core.state
         found = [(number, state.principal(number)) for number in m.numbers]
-        return await self._core.leasing.ordered(  # type: ignore[no-any-return]
+        return await self._core.leasing.ordered(
             [Principal("u" if row[0] == "u" else "g", number, row[1]) for number, row in found if row is not None]
         )
 
@@ -256,7 +256,7 @@ class Admin:
             row for row in m.names if row[1] in real.get(row[0], ()) or (row[0] == "u" and self._neighbours.is_guest(row[1]))
         )
         given = dict(zip(known, self.numbers(known), strict=True)) if known else {}
-        return await self._core.leasing.ordered([given.get(row, -1) for row in m.names])  # type: ignore[no-any-return]
+        return await self._core.leasing.ordered([given.get(row, -1) for row in m.names])
 
     def numbers(self, names: tuple[tuple[str, str], ...]) -> list[int]:
         """Return principals' numbers, giving them where there are none yet."""

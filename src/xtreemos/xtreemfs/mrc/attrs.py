@@ -97,10 +97,10 @@ class Attrs(Changing):
         """See `views.get_xattr`."""
         m = calls.message_of(call.params, p.GetXattr)
         value = views.get_xattr(self._core.state, self._core.cred(call, m.who, m.ino), m.ino, m.name)
-        return await self._core.leasing.ordered(value, call)  # type: ignore[no-any-return]
+        return await self._core.leasing.ordered(value, call)
 
     async def listxattr(self, call: ServerCall) -> list[bytes]:
         """See `views.list_xattrs`."""
         m = calls.message_of(call.params, p.ListXattr)
         names = views.list_xattrs(self._core.state, self._core.cred(call, m.who, m.ino), m.ino)
-        return await self._core.leasing.ordered(names, call)  # type: ignore[no-any-return]
+        return await self._core.leasing.ordered(names, call)

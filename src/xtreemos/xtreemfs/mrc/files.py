@@ -65,7 +65,7 @@ class Files(Changing):
             link = state.cold(inode.ino).link if stat.S_ISLNK(inode.mode) else b""
             given = leases.glance(client, inode.ino, now)
             answer = p.Looked(core.grant(inode, given, named=named, link=link), None, int(held.level), held.cache)
-        return await core.leasing.ordered(answer, call)  # type: ignore[no-any-return]
+        return await core.leasing.ordered(answer, call)
 
     async def getattr(self, call: ServerCall) -> p.Grant:
         """Waits for a writer elsewhere to tell what it did, but for directories."""
@@ -75,7 +75,7 @@ class Files(Changing):
         inode = core.state.inode(m.ino)
         if inode.is_dir:
             given = core.leasing.table.glance(client, m.ino, core.leasing.now_s())
-            return await core.leasing.ordered(core.grant(inode, given), call)  # type: ignore[no-any-return]
+            return await core.leasing.ordered(core.grant(inode, given), call)
         node = core.node_of(call)
 
         def execute(allowed: Allowed) -> Plan:
@@ -109,7 +109,7 @@ class Files(Changing):
             if size > LISTING_BYTES:
                 break
         end = page.end and len(entries) == len(page.rows)
-        return await core.leasing.ordered(  # type: ignore[no-any-return]
+        return await core.leasing.ordered(
             p.Listing(tuple(entries), end, int(held.level), folder.parent, held.cache, folder.attr()), call
         )
 
@@ -139,7 +139,7 @@ class Files(Changing):
             free, files_free = max(0, min(free, room.bytes)), max(0, min(files_free, room.files))
         if limit.files:
             files_total = limit.files
-        return await core.leasing.ordered(p.StatFsAnswer(total, free, files_total, files_free), call)  # type: ignore[no-any-return]
+        return await core.leasing.ordered(p.StatFsAnswer(total, free, files_total, files_free), call)
 
     # -- names -----------------------------------------------------------------------------------------------------------
 

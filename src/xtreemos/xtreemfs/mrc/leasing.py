@@ -14,7 +14,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from xtreemos.errors import InternalError, XosError
 from xtreemos.fabric.rpc import Peer, ServerCall
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 EPOCH_STRIDE: Final = 1 << 16  # epochs made durable at a time: one record of the log serves so many WRITE leases
 WITHDRAW_AGAIN_S: Final = 1.0
+T = TypeVar("T")
 
 
 class Hooks(Protocol):
@@ -222,12 +223,13 @@ class Leasing:
             raise pending.error
         return pending.result
 
-    async def ordered(self, result: Any, call: ServerCall | None = None) -> Any:
+    async def ordered(self, result: T, call: ServerCall | None = None) -> T:
         """Return `result` when everything that it may have seen is on the disk; for a call on a session's connection, in its turn."""
         client = self._by_peer.get(call.peer) if call is not None else None
         pending = Pending(self._boxes.get(client) if client is not None else None)
         self._succeed(pending, result)
-        return await self._wait(pending)
+        await self._wait(pending)
+        return result
 
     def _send_recall(self, effect: table.SendRecall) -> None:
         self.recalls += 1

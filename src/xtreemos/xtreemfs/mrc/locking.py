@@ -77,7 +77,7 @@ class Locking:
             else:
                 self.feed(locks.Cancel(request))
             raise
-        return await self._core.leasing.ordered(got, call)  # type: ignore[no-any-return]
+        return await self._core.leasing.ordered(got, call)
 
     def _give_back(self, client: str, row: p.LockRow) -> None:
         self.feed(locks.Unlock(client, row.ino, row.kind, row.owner, row.start, row.end))

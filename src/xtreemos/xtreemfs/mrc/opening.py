@@ -114,7 +114,7 @@ class Opening:
         """An actor for a ticket."""
         m = calls.message_of(call.params, p.Act)
         acting = self._core.actors.act(call.peer, self._core.node_of(call), m)
-        return await self._core.leasing.ordered(acting, call)  # type: ignore[no-any-return]
+        return await self._core.leasing.ordered(acting, call)
 
     # -- leases ----------------------------------------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ class Opening:
         rights = self._check_open(client, cred, inode, m)
         if inode.is_dir:
             given = core.leasing.table.glance(client, m.ino, core.leasing.now_s())
-            return await core.leasing.ordered(core.grant(inode, given), call)  # type: ignore[no-any-return]
+            return await core.leasing.ordered(core.grant(inode, given), call)
         alone = m.level >= Level.WRITE and inode.is_file
         if alone and m.end:
             await core.make_room(m.ino, m.end)
@@ -198,7 +198,7 @@ class Opening:
             raise FsError(errno.EINVAL, f"more than {p.RELEASES_MAX} releases in one message")
         refusals = [self._release(client, one) for one in m.releases]
         answer = [0 if refused is None else refused.errno for refused in refusals]
-        return await self._core.leasing.ordered(answer, call)  # type: ignore[no-any-return]
+        return await self._core.leasing.ordered(answer, call)
 
     def _release(self, client: str, m: p.Release) -> FsError | None:
         core = self._core
@@ -247,7 +247,7 @@ class Opening:
                 answer.append(0)
             except FsError as refused:
                 answer.append(refused.errno)
-        return await self._core.leasing.ordered(answer, call)  # type: ignore[no-any-return]
+        return await self._core.leasing.ordered(answer, call)
 
     def _apply(self, client: str, m: p.Update) -> Inode:
         """Refuses (ESTALE) who does not hold WRITE under that epoch."""

@@ -127,14 +127,7 @@ class Service:
             try:
                 if call.caller.kind not in ("node", "local") or (call.caller.kind == "local" and call.caller.uid != 0):
                     raise CapabilityRefused(f"{call.caller} is no node of this VO")
-                try:
-                    async with self._running:
-                        return await handler(call)
-                except SignerUnknown:  # rights come first, so nothing was done
-                    if not await self._hear_more():
-                        raise
-                async with self._running:
-                    return await handler(call)
+                return await self._carry_out(handler, call)
             except CapabilityRefused as error:
                 await self.note(call.caller, name, error.message)
                 raise
@@ -144,6 +137,17 @@ class Service:
                 raise
 
         return run
+
+    async def _carry_out(self, handler: Callable[[ServerCall], Awaitable[Any]], call: ServerCall) -> Any:
+        """Do what is asked; once more if its signer was not known, but is now. Rights are judged first, so nothing was done before."""
+        try:
+            async with self._running:
+                return await handler(call)
+        except SignerUnknown:
+            if not await self._hear_more():
+                raise
+        async with self._running:
+            return await handler(call)
 
     async def note(self, caller: Caller, what: str, why: str) -> None:
         """Audit a refusal; durable before it is told."""
